@@ -1,0 +1,39 @@
+"""What can go wrong, in the words of the person who can mend it.
+
+Every message is one sentence that says what was expected, what came and what to do.
+"""
+
+
+class CloudRegError(Exception):
+    """Something failed that is not the user's fault; the command line exits with 1."""
+
+    exit_code = 1
+
+
+class InputError(CloudRegError, ValueError):
+    """The input, a setting or a path is not what a stage needs; the command line exits with 2."""
+
+    exit_code = 2
+
+
+class MissingExtraError(InputError, ImportError):
+    """An optional dependency is not installed."""
+
+    def __init__(self, package: str, extra: str) -> None:
+        super().__init__(f"{package} is needed for this and is not installed: run pip install 'cloudreg[{extra}]'")
+
+
+class BlocksFailedError(CloudRegError, RuntimeError):
+    """Some blocks of a stage failed; the others were finished first."""
+
+    def __init__(self, label: str, failures: dict[str, BaseException]) -> None:
+        self.failures = failures
+        first = next(iter(failures))
+        super().__init__(
+            f"{label}: {len(failures)} block(s) failed, first {first}: {failures[first]!r}; "
+            "the finished blocks are kept: run the same command again to go on"
+        )
+
+
+class RegistrationFailedError(CloudRegError, RuntimeError):
+    """The fit did not reach a result that can be trusted."""

@@ -1,0 +1,79 @@
+"""How much memory and disk a stage may use."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from pathlib import Path
+
+import psutil
+
+from cloudreg.errors import InputError
+
+_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
+
+
+def memory_budget_bytes(requested: str | int | None = None) -> int:
+    """Return how many bytes a stage may hold at once.
+
+    Parameters
+    ----------
+    requested
+        Bytes, or text such as ``"4GB"`` or ``"512MiB"``; by default 60 % of what is free, the limit of a
+        container included.
+
+    Raises
+    ------
+    InputError
+        If the text is no size, or the size is under 64 MB.
+    """
+    if requested is None:
+        return int(0.6 * min(psutil.virtual_memory().available, _cgroup_free_bytes()))
+    if isinstance(requested, str):
+        match = re.fullmatch(r"\s*([0-9.]+)\s*([kmgt]?i?)b?\s*", requested.lower())
+        if match is None:
+            raise InputError(f"a memory size is a number with a unit, such as 4GB or 512MiB; got {requested!r}")
+        requested = int(float(match[1]) * _UNITS[match[2]])
+    if requested < 64 * 10**6:
+        raise InputError(f"a stage needs at least 64MB of memory; got {requested} bytes")
+    return requested
+
+
+def require_free_space(folder: str | Path, needed_bytes: int, what: str) -> None:
+    """Refuse to start writing what the disk can't hold.
+
+    Parameters
+    ----------
+    folder
+        Where the output will be; it need not exist yet.
+    needed_bytes
+        Upper bound of the output's size.
+    what
+        What will be written, for the message.
+
+    Raises
+    ------
+    InputError
+        If the disk has less free space than that.
+    """
+    existing = Path(folder).absolute()
+    while not existing.exists():
+        existing = existing.parent
+    free = shutil.disk_usage(existing).free
+    if free < needed_bytes:
+        raise InputError(
+            f"{what} needs {needed_bytes / 1e9:.3g} GB and the disk of {existing} has {free / 1e9:.3g} GB free: "
+            "make room or choose another output place"
+        )
+
+
+def _cgroup_free_bytes() -> int:
+    """Bytes that a container's memory limit leaves free; very large where there is none."""
+    root = Path(os.environ.get("CLOUDREG_CGROUP", "/sys/fs/cgroup"))
+    try:
+        limit = (root / "memory.max").read_text().strip()
+        used = int((root / "memory.current").read_text())
+    except OSError:
+        return 2**62
+    return 2**62 if limit == "max" else max(0, int(limit) - used)

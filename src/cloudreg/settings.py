@@ -1,0 +1,122 @@
+"""The settings of every stage: one frozen model each, and one YAML file a run.
+
+Lengths are micrometres. A setting left out of the file has the default shown here.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from cloudreg.errors import InputError
+
+
+class Settings(BaseModel):
+    """A frozen model that refuses names it does not know."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class ShadingSettings(Settings):
+    """Background and vignetting of the tiles."""
+
+    method: Literal["n4", "none"] = Field("n4", description="how the flat field is found on the mean tile")
+    samples: int = Field(512, ge=16, description="planes drawn from all tiles for the mean tile")
+    working_side: int = Field(128, ge=32, description="side in pixels of the mean tile on which N4 runs")
+    spline_distance_fraction: float = Field(
+        0.5, gt=0, le=2, description="distance of N4's control points, as a fraction of the tile side"
+    )
+
+
+class AlignSettings(Settings):
+    """Pairwise shifts and global placement of the tiles."""
+
+    channel: int | None = Field(None, ge=0, description="channel to align by; the registration channel by default")
+    search_um: tuple[float, float, float] = Field(
+        (30.0, 60.0, 60.0), description="largest deviation from the nominal position looked at, z y x"
+    )
+    minimum_correlation: float = Field(0.3, ge=0, le=1, description="a link below it does not vote")
+    stage_weight: float = Field(1e-3, gt=0, description="weight of the nominal stage position beside a perfect link")
+
+
+class FusionSettings(Settings):
+    """Blending of the placed tiles into one volume."""
+
+    blending: Literal["cosine", "linear"] = "cosine"
+    depth: Literal["union", "intersection"] = "union"
+    chunk: tuple[int, int, int] = Field((64, 128, 128), description="voxels per stored chunk, z y x")
+
+
+class IlluminationSettings(Settings):
+    """Slow illumination of the whole stitched volume."""
+
+    method: Literal["n4", "none"] = "n4"
+    working_voxel_um: float = Field(15.0, gt=0, description="voxel size on which the field is found")
+    working_voxels: int = Field(2_000_000, ge=10_000, description="upper bound on the voxels N4 runs on")
+    spline_distance_um: float = Field(4000.0, gt=0, description="distance of N4's control points")
+
+
+class RegistrationSettings(Settings):
+    """EM-LDDMM registration of a volume to an atlas."""
+
+    resolution_um: float | None = Field(None, gt=0, description="finest level; the atlas's or target's by default")
+    levels: int = Field(3, ge=1, le=6, description="resolution levels, each twice as fine as the one before")
+    affine: Literal["rigid", "similarity", "affine"] = "affine"
+    deform: bool = Field(True, description="fit a velocity field after the affine")
+    kernel_um: float | None = Field(None, gt=0, description="length a of the smoothness operator (1 - a^2 Laplacian)^2")
+    velocity_spacing_um: float | None = Field(None, gt=0, description="voxel size of the velocity grid")
+    regularization: tuple[float, ...] = Field(
+        (0.03, 0.01, 0.001), description="weight of the velocity's energy per level, coarse to fine"
+    )
+    iterations: tuple[int, ...] = Field((12, 12, 30), description="largest number of Gauss-Newton steps per level")
+    contrast_order: int = Field(3, ge=1, le=5, description="degree of the polynomial that maps atlas to target grey")
+    contrast_spacing_um: float | None = Field(None, gt=0, description="distance of the contrast's nodes")
+    missing_data: bool = Field(True, description="give voxels that were not observed no weight")
+    mixture: bool = Field(True, description="three-class EM: matching tissue, artifact, background")
+    allow_mirror: bool = False
+    device: Literal["cpu", "cuda"] = "cpu"
+
+
+class RunSettings(Settings):
+    """All stages of ``cloudreg run``."""
+
+    channels: tuple[int, ...] | None = Field(None, description="channels to process; all by default")
+    registration_channel: int | None = Field(None, ge=0, description="channel to align and register; the first by default")
+    orientation: str | None = Field(None, description="letters of the stitched volume's axes z y x")
+    shading: ShadingSettings = ShadingSettings()
+    align: AlignSettings = AlignSettings()
+    fusion: FusionSettings = FusionSettings()
+    illumination: IlluminationSettings = IlluminationSettings()
+    registration: RegistrationSettings = RegistrationSettings()
+
+
+def load_settings(path: str | Path) -> RunSettings:
+    """Read the settings of a run from YAML.
+
+    Raises
+    ------
+    InputError
+        If the file is missing, is no YAML mapping, or holds an unknown name or a value out of range.
+    """
+    path = Path(path)
+    try:
+        values = yaml.safe_load(path.read_text())
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        reason = str(error).replace("\n", " ")
+        raise InputError(f"expected a YAML file of settings at {path}: {reason}") from error
+    if values is not None and not isinstance(values, dict):
+        raise InputError(f"expected settings by name in {path}, got a {type(values).__name__}: see cloudreg run --help")
+    try:
+        return RunSettings.model_validate(values or {})
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(str(part) for part in first["loc"])
+        raise InputError(f"setting {name} in {path}: {first['msg']}, got {first['input']!r}") from error
+
+
+def save_settings(settings: Settings, path: str | Path) -> None:
+    """Write settings as YAML, defaults included."""
+    Path(path).write_text(yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False))
