@@ -84,7 +84,7 @@ class RunSettings(Settings):
     """All stages of ``cloudreg run``."""
 
     channels: tuple[int, ...] | None = Field(None, description="channels to process; all by default")
-    registration_channel: int | None = Field(None, ge=0, description="channel to align and register; the first by default")
+    registration_channel: int | None = Field(None, ge=0, description="channel to align by and register; the first if None")
     orientation: str | None = Field(None, description="letters of the stitched volume's axes z y x")
     shading: ShadingSettings = ShadingSettings()
     align: AlignSettings = AlignSettings()
