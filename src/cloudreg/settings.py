@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from cloudreg.errors import InputError
 
@@ -80,12 +80,32 @@ class RegistrationSettings(Settings):
     device: Literal["cpu", "cuda"] = "cpu"
 
 
+class AtlasSettings(Settings):
+    """Which atlas: one of BrainGlobe's by name, or a template and labels of one's own."""
+
+    name: str | None = Field(None, description="name of a BrainGlobe atlas, or a folder that holds a saved one")
+    template: str | None = Field(None, description="path of a template volume, instead of a name")
+    labels: str | None = Field(None, description="path of the template's label volume")
+    ontology: str | None = Field(None, description="table of the labels' names: structures.json, Allen JSON, or CSV")
+    orientation: str | None = Field(None, description="letters of the template's axes z y x")
+    voxel_size_um: tuple[float, float, float] | None = Field(None, description="of the template, z y x")
+
+    @model_validator(mode="after")
+    def _one_atlas(self) -> AtlasSettings:
+        if (self.name is None) == (self.template is None):
+            raise ValueError("an atlas is either a name or a template, and one of them is needed")
+        return self
+
+
 class RunSettings(Settings):
     """All stages of ``cloudreg run``."""
 
     channels: tuple[int, ...] | None = Field(None, description="channels to process; all by default")
-    registration_channel: int | None = Field(None, ge=0, description="channel to align by and register; the first if None")
+    registration_channel: int | None = Field(
+        None, ge=0, description="channel to align by and register; the first by default"
+    )
     orientation: str | None = Field(None, description="letters of the stitched volume's axes z y x")
+    atlas: AtlasSettings = AtlasSettings(name="allen_mouse_25um")
     shading: ShadingSettings = ShadingSettings()
     align: AlignSettings = AlignSettings()
     fusion: FusionSettings = FusionSettings()
@@ -114,7 +134,9 @@ def load_settings(path: str | Path) -> RunSettings:
     except ValidationError as error:
         first = error.errors()[0]
         name = ".".join(str(part) for part in first["loc"])
-        raise InputError(f"setting {name} in {path}: {first['msg']}, got {first['input']!r}") from error
+        raise InputError(
+            f"setting {name} in {path}: {first['msg'].removeprefix('Value error, ')}, got {first['input']!r}"
+        ) from error
 
 
 def save_settings(settings: Settings, path: str | Path) -> None:

@@ -1,0 +1,284 @@
+"""From two images to a fitted map: scales, pose, then levels from coarse to fine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cloudreg.errors import InputError
+from cloudreg.registration.contrast import initial_contrast
+from cloudreg.registration.flow import integrate
+from cloudreg.registration.kernels import Mixture
+from cloudreg.registration.levels import Image, Level, make_level
+from cloudreg.registration.smoothness import Smoothness
+from cloudreg.registration.solver import Energy, Fit, Problem, affine_generators, fit_affine, fit_velocity
+from cloudreg.settings import RegistrationSettings
+from cloudreg.space import Grid
+
+_UNITS_PER_BRAIN = 78
+"""The solver's unit of length is this fraction of the brain's size: 100 um for a mouse (cube root of 470 mm3)."""
+
+
+@dataclass(frozen=True)
+class Scales:
+    """Every length of the solver, um.
+
+    Parameters
+    ----------
+    unit
+        A fixed fraction of the brain's size, so that one set of defaults serves a mouse and a human.
+    levels
+        Voxel sizes, coarse to fine.
+    kernel, velocity_spacing, contrast_spacing
+        Smoothness of the velocity, and the spacing of the grids that hold the velocity and the contrast.
+    """
+
+    unit: float
+    levels: tuple[float, ...]
+    kernel: float
+    velocity_spacing: float
+    contrast_spacing: float
+
+
+@dataclass(frozen=True)
+class Pose:
+    """A starting affine and how well it explains the target.
+
+    Parameters
+    ----------
+    name
+        Orientation letters, or ``"given"``.
+    to_atlas
+        4 x 4, target um to atlas um.
+    objective
+        Data term per voxel after a short fit; lower is better. NaN where there was nothing to compare.
+    """
+
+    name: str
+    to_atlas: NDArray[np.float64]
+    objective: float
+
+
+@dataclass(frozen=True)
+class Solution:
+    """What `solve` found.
+
+    Parameters
+    ----------
+    fit
+        All unknowns at the finest level.
+    velocity_grid
+        Grid of the velocity, in atlas space.
+    problem
+        The finest level.
+    energies
+        Objective after each step.
+    poses
+        Starting poses, the winner first.
+    """
+
+    fit: Fit
+    velocity_grid: Grid
+    problem: Problem
+    energies: list[Energy]
+    poses: list[Pose]
+
+
+def choose_scales(atlas: Image, target: Grid, settings: RegistrationSettings) -> Scales:
+    """Derive all lengths from the size of the atlas's brain and the settings."""
+    volume = float(atlas.foreground().sum()) * atlas.grid.voxel_volume_um3
+    unit = volume ** (1 / 3) / _UNITS_PER_BRAIN
+    finest = settings.resolution_um
+    if finest is None:
+        # No finer than the images are, and no finer than what the deformation can use.
+        sharpest = max(min(atlas.grid.voxel_size_um), min(target.voxel_size_um))
+        finest = max(sharpest, unit) if not 0.75 * unit < sharpest < 1.5 * unit else sharpest
+    return Scales(
+        unit,
+        tuple(finest * 2**k for k in reversed(range(settings.levels))),
+        settings.kernel_um or 5 * unit,
+        settings.velocity_spacing_um or 3.5 * unit,
+        settings.contrast_spacing_um or 4 * unit,
+    )
+
+
+def velocity_grid_for(atlas: Image, scales: Scales) -> Grid:
+    """Return an axis-aligned grid over the atlas that reaches at least two kernel lengths beyond the brain."""
+    from scipy.fft import next_fast_len
+
+    low, high = atlas.grid.bounds_um()
+    index = np.argwhere(atlas.foreground())
+    brain = atlas.grid.index_to_um(np.array([index.min(axis=0), index.max(axis=0)]))
+    low = np.minimum(low, brain.min(axis=0) - 2 * scales.kernel)
+    high = np.maximum(high, brain.max(axis=0) + 2 * scales.kernel)
+    spacing = scales.velocity_spacing
+    shape = [next_fast_len(int(n), real=True) for n in np.ceil((high - low) / spacing) + 1]
+    origin = (low + high) / 2 - (np.asarray(shape) - 1) / 2 * spacing
+    return Grid.from_spacing(shape, (spacing,) * 3, origin.tolist())
+
+
+def solve(
+    target: Image,
+    atlas: Image,
+    rotations: Sequence[tuple[str, NDArray[np.float64]]],
+    settings: RegistrationSettings,
+    *,
+    scales: Scales,
+    initial: NDArray[np.float64] | None = None,
+    report: Callable[[str], None] = lambda text: None,
+    advance: Callable[[int], None] = lambda n: None,
+) -> Solution:
+    """Fit the map from target to atlas.
+
+    Parameters
+    ----------
+    target, atlas
+        Normalised images (`cloudreg.registration.levels.Image`).
+    rotations
+        Names and 3 x 3 rotations from target axes to atlas axes to start from; the best is kept.
+    settings
+        See `cloudreg.settings.RegistrationSettings`.
+    scales
+        From `choose_scales`.
+    initial
+        4 x 4 from target um to atlas um; replaces ``rotations``.
+    report
+        Gets one line about the pose.
+    advance
+        Gets 1 after each step of the velocity, and what is left of a level's steps when it ends early.
+
+    Raises
+    ------
+    InputError
+        If one of the images has no foreground.
+    """
+    grid = velocity_grid_for(atlas, scales)
+    spacing = np.array(grid.voxel_size_um, dtype=np.float32)
+    smoothness = Smoothness(grid.shape, spacing, scales.kernel)
+    still = np.zeros((*grid.shape, 3), dtype=np.float32)
+    levels = [make_level(target, atlas, voxel_um) for voxel_um in scales.levels]
+    centre, generators = _affine_group(atlas, settings, scales)
+
+    def problem(level: Level, weight: float) -> Problem:
+        return Problem(level, grid, smoothness, weight * (100 / scales.unit) ** 2)
+
+    bright = float(np.quantile(levels[0].target.values[levels[0].target.foreground()], 0.9))
+    contrast = initial_contrast(
+        np.ascontiguousarray(_inside(levels[0])), settings.contrast_order, (0.0, bright)
+    )
+    artifact_prior, background_prior = (0.2, 0.01) if settings.mixture else (1e-9, 1e-9)
+    mixture = Mixture(
+        0.3, 0.5, 0.2, 1.0, 0.0, (1 - artifact_prior - background_prior, artifact_prior, background_prior)
+    )
+    start = Fit(np.eye(4), still, integrate(still, spacing), contrast, mixture)
+
+    coarse = problem(levels[0], 1.0)
+    if initial is not None:
+        candidates = [Pose("given", initial, float("nan"))]
+    else:
+        candidates = [Pose(name, _pose(target, atlas, r), float("nan")) for name, r in rotations]
+    fit, poses, energies = _best_pose(coarse, start, candidates, generators)
+    report(_describe(poses))
+    if len(levels) > 1 and generators.size:
+        fit, more = fit_affine(problem(levels[1], 1.0), fit, generators, iterations=10)
+        energies += more
+
+    for number, level in enumerate(levels):
+        last = problem(level, _at(settings.regularization, number, len(levels)))
+        if not settings.deform:
+            continue
+        local = level.voxel_um < 3 * scales.unit
+        step = scales.contrast_spacing / np.array(level.target.grid.voxel_size_um)
+        if local:
+            fit = replace(fit, contrast=fit.contrast.on_nodes(level.target.grid.shape, step))
+        reach = 10 if level.voxel_um > 1.5 * scales.unit else 7
+        smoothing = np.full(3, reach * scales.unit / scales.contrast_spacing) if local else None
+        most = int(_at(settings.iterations, number, len(levels)))
+        fit, more = fit_velocity(
+            last,
+            fit,
+            generators,
+            iterations=most,
+            smoothing=smoothing,
+            tolerance=1e-4 if number + 1 < len(levels) else 3e-5,
+            advance=advance,
+        )
+        advance(most - len(more))
+        energies += more
+    return Solution(fit, grid, last, energies, poses)
+
+
+def _at(values: Sequence[float], number: int, count: int) -> float:
+    """Return the value of level ``number`` of ``count``: lists are aligned at the finest level."""
+    return values[max(0, len(values) - count + number)]
+
+
+def _inside(level: Level) -> NDArray[np.float32]:
+    """Atlas values in and just around the brain; outside there is only one grey."""
+    from scipy.ndimage import binary_dilation
+
+    values = level.atlas
+    return values[binary_dilation(values > 0.1, iterations=2)]
+
+
+def _affine_group(
+    atlas: Image, settings: RegistrationSettings, scales: Scales
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    centre = _centroid(atlas)
+    return centre, affine_generators(settings.affine, centre, scales.unit * _UNITS_PER_BRAIN)
+
+
+def _centroid(image: Image) -> NDArray[np.float64]:
+    index = np.argwhere(image.foreground())
+    if index.size == 0:
+        raise InputError("expected an image with tissue brighter than its background; found none: check the channel")
+    return image.grid.index_to_um(index.mean(axis=0))
+
+
+def _pose(target: Image, atlas: Image, rotation: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Match centres of mass and volumes of the foregrounds."""
+    volume = [float(i.foreground().sum()) * i.grid.voxel_volume_um3 for i in (atlas, target)]
+    # A volume that differs by more than that is a partial brain or a poor mask, not swelling.
+    scale = float(np.clip((volume[0] / volume[1]) ** (1 / 3), 0.8, 1.25))
+    to_atlas = np.eye(4)
+    to_atlas[:3, :3] = scale * rotation
+    to_atlas[:3, 3] = _centroid(atlas) - scale * rotation @ _centroid(target)
+    return to_atlas
+
+
+def _best_pose(
+    coarse: Problem, start: Fit, candidates: list[Pose], generators: NDArray[np.float64]
+) -> tuple[Fit, list[Pose], list[Energy]]:
+    """Fit the affine from each pose for a few steps, the best three to the end, and keep the best."""
+    finalists = candidates
+    if len(candidates) > 3:
+        trials = []
+        for pose in candidates:
+            fit, _ = fit_affine(coarse, replace(start, to_atlas=pose.to_atlas), generators, iterations=6)
+            trials.append(replace(pose, objective=_per_voxel(coarse, fit)))
+        trials.sort(key=lambda pose: pose.objective)
+        finalists, rest = trials[:3], trials[3:]
+    else:
+        rest = []
+    fitted = []
+    for pose in finalists:
+        fit, energies = fit_affine(coarse, replace(start, to_atlas=pose.to_atlas), generators, iterations=40)
+        fitted.append((_per_voxel(coarse, fit), pose, fit, energies))
+    fitted.sort(key=lambda item: item[0])
+    poses = [replace(pose, objective=objective) for objective, pose, _, _ in fitted] + rest
+    return fitted[0][2], poses, fitted[0][3]
+
+
+def _per_voxel(problem: Problem, fit: Fit) -> float:
+    return problem.evaluate(fit).data / problem.level.active.size
+
+
+def _describe(poses: list[Pose]) -> str:
+    best = poses[0]
+    text = f"pose {best.name}: objective {best.objective:.3f} per voxel"
+    if len(poses) > 1:
+        text += f", next {poses[1].name} {poses[1].objective:.3f}"
+    return text

@@ -1,0 +1,385 @@
+"""The hot loops over target voxels.
+
+For a target voxel y with grey value J and data weight W, the model predicts ``F(I(x + u(x)))`` with ``x = B y`` in
+atlas space, u the displacement of the inverse map on the velocity grid, I the atlas as a cubic spline and F a
+polynomial whose coefficients vary slowly over the target. J is explained as that (plus noise), as an artifact or as
+background (Tward et al., Front. Neurosci. 14:52, 2020). `evaluate` computes the marginal objective and what the
+contrast and the mixture are re-estimated from; `linearize` computes the objective's derivatives for a Gauss-Newton
+step.
+
+Voxels are visited in a fixed number of runs, each with its own sums, which are added in order: results do not depend
+on the number of threads.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numba import njit, prange
+from numpy.typing import NDArray
+
+from cloudreg.registration.sampling import cell, spline_value, spline_with_gradient
+
+RUNS = 8
+"""Runs of voxels with sums of their own."""
+
+_LOOP = {"cache": True, "nogil": True, "fastmath": True, "parallel": True}
+_INLINE = {"cache": True, "nogil": True, "fastmath": True, "inline": "always"}
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """The three ways to explain a voxel.
+
+    Parameters
+    ----------
+    sigma_match, sigma_artifact, sigma_background
+        Standard deviations, in units of the normalised target.
+    artifact, background
+        Mean grey values of the two classes that are not matching tissue.
+    priors
+        Of matching tissue, artifact and background.
+    """
+
+    sigma_match: float
+    sigma_artifact: float
+    sigma_background: float
+    artifact: float
+    background: float
+    priors: tuple[float, float, float]
+
+    def packed(self) -> NDArray[np.float64]:
+        """Return (amplitude, 1 / (2 variance)) of each class and the two means, as the loops want them."""
+        values = []
+        sigmas = (self.sigma_match, self.sigma_artifact, self.sigma_background)
+        for prior, sigma in zip(self.priors, sigmas, strict=True):
+            values += [prior / (sigma * math.sqrt(2 * math.pi)), 0.5 / sigma**2]
+        return np.array([*values, self.artifact, self.background])
+
+
+@njit(**_INLINE)
+def _posterior(j, predicted, m):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+    """Likelihood and the posteriors of matching, artifact and background."""
+    e = np.float64(j - predicted)
+    a = np.float64(j) - m[6]
+    b = np.float64(j) - m[7]
+    match = m[0] * math.exp(-e * e * m[1])
+    artifact = m[2] * math.exp(-a * a * m[3])
+    background = m[4] * math.exp(-b * b * m[5])
+    # The floor keeps a voxel that nothing explains finite; it pulls no more than a clear artifact does.
+    total = match + artifact + background + 1e-12
+    return total, match / total, artifact / total, background / total
+
+
+@njit(**_INLINE)
+def _displacement(u, pz, py, px):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+    """Trilinear displacement (z, y, x) at a velocity-grid index, clamped to the grid."""
+    iz, fz, _ = cell(pz, u.shape[0])
+    iy, fy, _ = cell(py, u.shape[1])
+    ix, fx, _ = cell(px, u.shape[2])
+    one = np.float32(1)
+    w00 = (one - fz) * (one - fy)
+    w01 = (one - fz) * fy
+    w10 = fz * (one - fy)
+    w11 = fz * fy
+    a = u[iz, iy]
+    b = u[iz, iy + 1]
+    c = u[iz + 1, iy]
+    d = u[iz + 1, iy + 1]
+    gx = one - fx
+    uz = gx * (w00 * a[ix, 0] + w01 * b[ix, 0] + w10 * c[ix, 0] + w11 * d[ix, 0]) + fx * (
+        w00 * a[ix + 1, 0] + w01 * b[ix + 1, 0] + w10 * c[ix + 1, 0] + w11 * d[ix + 1, 0]
+    )
+    uy = gx * (w00 * a[ix, 1] + w01 * b[ix, 1] + w10 * c[ix, 1] + w11 * d[ix, 1]) + fx * (
+        w00 * a[ix + 1, 1] + w01 * b[ix + 1, 1] + w10 * c[ix + 1, 1] + w11 * d[ix + 1, 1]
+    )
+    ux = gx * (w00 * a[ix, 2] + w01 * b[ix, 2] + w10 * c[ix, 2] + w11 * d[ix, 2]) + fx * (
+        w00 * a[ix + 1, 2] + w01 * b[ix + 1, 2] + w10 * c[ix + 1, 2] + w11 * d[ix + 1, 2]
+    )
+    return uz, uy, ux
+
+
+@njit(**_INLINE)
+def _polynomial(c, cz, cy, cx, t):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+    """Contrast F(t) and F'(t) with coefficients interpolated at a contrast-grid index."""
+    iz, fz, _ = cell(cz, c.shape[0])
+    iy, fy, _ = cell(cy, c.shape[1])
+    ix, fx, _ = cell(cx, c.shape[2])
+    one = np.float32(1)
+    value = np.float32(0)
+    slope = np.float32(0)
+    for k in range(c.shape[3] - 1, -1, -1):
+        near = (one - fy) * ((one - fx) * c[iz, iy, ix, k] + fx * c[iz, iy, ix + 1, k]) + fy * (
+            (one - fx) * c[iz, iy + 1, ix, k] + fx * c[iz, iy + 1, ix + 1, k]
+        )
+        far = (one - fy) * ((one - fx) * c[iz + 1, iy, ix, k] + fx * c[iz + 1, iy, ix + 1, k]) + fy * (
+            (one - fx) * c[iz + 1, iy + 1, ix, k] + fx * c[iz + 1, iy + 1, ix + 1, k]
+        )
+        slope = slope * t + value
+        value = value * t + (one - fz) * near + fz * far
+    return value, slope
+
+
+@njit(**_LOOP)
+def evaluate(target, weight, active, atlas, outside, u, to_velocity, to_atlas, um_to_atlas, c, to_contrast, scale, m):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN201
+    """Sum the marginal objective, the mixture's statistics and the contrast's moments.
+
+    Parameters
+    ----------
+    target, weight
+        (z, y, x) float32: grey values and data weights.
+    active
+        Flat indices of the voxels to visit, ascending.
+    atlas, outside
+        Spline coefficients of the atlas (`spline_coefficients`) and its value outside.
+    u
+        (z, y, x, 3) float32 displacement of the inverse map on the velocity grid, um.
+    to_velocity, to_atlas
+        (3, 4) float64: from a target voxel index to the index on the velocity grid and on the padded atlas.
+    um_to_atlas
+        (3, 3) float64: from a displacement in um to one in atlas voxels.
+    c, to_contrast
+        (z, y, x, order + 1) float32 polynomial coefficients and (3, 2) scale and offset from target index to theirs.
+    scale
+        (centre, 1 / spread, lowest, highest): the atlas value is centred, scaled and clamped before the polynomial.
+    m
+        `Mixture.packed`.
+
+    Returns
+    -------
+    objective : float
+        Minus the weighted sum of log likelihoods.
+    statistics : ndarray, shape (6,)
+        Sums of weight x (match, match e^2, artifact, artifact J, background, background J).
+    moments : ndarray, shape (z, y, x, 3 order + 2) on the contrast grid
+        Sums of w t^k for k to 2 order, then of w t^k J for k to order, w = weight x posterior of match.
+    """
+    _, ny, nx = target.shape
+    order = c.shape[3] - 1
+    terms = 3 * order + 2
+    statistics = np.zeros((RUNS, 7))
+    moments = np.zeros((RUNS, c.shape[0], c.shape[1], c.shape[2], terms))
+    n = active.size
+    for run in prange(RUNS):
+        local = np.zeros(7)
+        own = moments[run]
+        for item in range(n * run // RUNS, n * (run + 1) // RUNS):
+            flat = active[item]
+            z = flat // (ny * nx)
+            y = (flat // nx) % ny
+            x = flat % nx
+            j = target[z, y, x]
+            w = np.float64(weight[z, y, x])
+            pz = to_velocity[0, 0] * z + to_velocity[0, 1] * y + to_velocity[0, 2] * x + to_velocity[0, 3]
+            py = to_velocity[1, 0] * z + to_velocity[1, 1] * y + to_velocity[1, 2] * x + to_velocity[1, 3]
+            px = to_velocity[2, 0] * z + to_velocity[2, 1] * y + to_velocity[2, 2] * x + to_velocity[2, 3]
+            uz, uy, ux = _displacement(u, pz, py, px)
+            az = to_atlas[0, 0] * z + to_atlas[0, 1] * y + to_atlas[0, 2] * x + to_atlas[0, 3]
+            ay = to_atlas[1, 0] * z + to_atlas[1, 1] * y + to_atlas[1, 2] * x + to_atlas[1, 3]
+            ax = to_atlas[2, 0] * z + to_atlas[2, 1] * y + to_atlas[2, 2] * x + to_atlas[2, 3]
+            az += um_to_atlas[0, 0] * uz + um_to_atlas[0, 1] * uy + um_to_atlas[0, 2] * ux
+            ay += um_to_atlas[1, 0] * uz + um_to_atlas[1, 1] * uy + um_to_atlas[1, 2] * ux
+            ax += um_to_atlas[2, 0] * uz + um_to_atlas[2, 1] * uy + um_to_atlas[2, 2] * ux
+            value = spline_value(atlas, az, ay, ax, outside)
+            t = np.float32(min(max((value - scale[0]) * scale[1], scale[2]), scale[3]))
+            cz = to_contrast[0, 0] * z + to_contrast[0, 1]
+            cy = to_contrast[1, 0] * y + to_contrast[1, 1]
+            cx = to_contrast[2, 0] * x + to_contrast[2, 1]
+            predicted, _ = _polynomial(c, cz, cy, cx, t)
+            total, match, artifact, background = _posterior(j, predicted, m)
+            e = np.float64(j - predicted)
+            local[0] -= w * math.log(total)
+            local[1] += w * match
+            local[2] += w * match * e * e
+            local[3] += w * artifact
+            local[4] += w * artifact * j
+            local[5] += w * background
+            local[6] += w * background * j
+            node = own[
+                min(max(int(cz + 0.5), 0), own.shape[0] - 1),
+                min(max(int(cy + 0.5), 0), own.shape[1] - 1),
+                min(max(int(cx + 0.5), 0), own.shape[2] - 1),
+            ]
+            power = w * match
+            for k in range(2 * order + 1):
+                node[k] += power
+                if k <= order:
+                    node[2 * order + 1 + k] += power * j
+                power *= t
+        for k in range(7):
+            statistics[run, k] = local[k]
+    summed = np.zeros(7)
+    for run in range(RUNS):
+        summed += statistics[run]
+    all_moments = np.zeros(moments.shape[1:])
+    for run in range(RUNS):
+        all_moments += moments[run]
+    return summed[0], summed[1:], all_moments
+
+
+@njit(**_LOOP)
+def linearize(target, weight, active, atlas, outside, u, to_velocity, to_atlas, um_to_atlas, c, to_contrast, scale, m):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN201
+    """Sum the derivatives of the marginal objective for one Gauss-Newton step.
+
+    Parameters are those of `evaluate`.
+
+    Returns
+    -------
+    gradient : ndarray, shape (z, y, x, 3)
+        Derivative by the displacement at each node of the velocity grid, per um.
+    hessian : ndarray, shape (z, y, x, 6)
+        Lumped Gauss-Newton Hessian at each node: zz, zy, zx, yy, yx, xx.
+    affine_gradient, affine_hessian : ndarray, shapes (12,) and (12, 12)
+        By the rows of the 3 x 4 matrix that takes a target voxel index to atlas um.
+    """
+    _, ny, nx = target.shape
+    gradient = np.zeros((RUNS, u.shape[0], u.shape[1], u.shape[2], 3), dtype=np.float32)
+    hessian = np.zeros((RUNS, u.shape[0], u.shape[1], u.shape[2], 6), dtype=np.float32)
+    affine_gradient = np.zeros((RUNS, 12))
+    affine_hessian = np.zeros((RUNS, 12, 12))
+    # Derivatives of the displacement come from differences between nodes, so per velocity voxel.
+    n = active.size
+    curvature = 2 * m[1]
+    for run in prange(RUNS):
+        g_own = gradient[run]
+        h_own = hessian[run]
+        d = np.zeros(12)
+        ag = np.zeros(12)
+        ah = np.zeros((12, 12))
+        g = np.zeros(3, dtype=np.float32)
+        h = np.zeros(6, dtype=np.float32)
+        for item in range(n * run // RUNS, n * (run + 1) // RUNS):
+            flat = active[item]
+            z = flat // (ny * nx)
+            y = (flat // nx) % ny
+            x = flat % nx
+            j = target[z, y, x]
+            pz = to_velocity[0, 0] * z + to_velocity[0, 1] * y + to_velocity[0, 2] * x + to_velocity[0, 3]
+            py = to_velocity[1, 0] * z + to_velocity[1, 1] * y + to_velocity[1, 2] * x + to_velocity[1, 3]
+            px = to_velocity[2, 0] * z + to_velocity[2, 1] * y + to_velocity[2, 2] * x + to_velocity[2, 3]
+            uz, uy, ux = _displacement(u, pz, py, px)
+            az = to_atlas[0, 0] * z + to_atlas[0, 1] * y + to_atlas[0, 2] * x + to_atlas[0, 3]
+            ay = to_atlas[1, 0] * z + to_atlas[1, 1] * y + to_atlas[1, 2] * x + to_atlas[1, 3]
+            ax = to_atlas[2, 0] * z + to_atlas[2, 1] * y + to_atlas[2, 2] * x + to_atlas[2, 3]
+            az += um_to_atlas[0, 0] * uz + um_to_atlas[0, 1] * uy + um_to_atlas[0, 2] * ux
+            ay += um_to_atlas[1, 0] * uz + um_to_atlas[1, 1] * uy + um_to_atlas[1, 2] * ux
+            ax += um_to_atlas[2, 0] * uz + um_to_atlas[2, 1] * uy + um_to_atlas[2, 2] * ux
+            value, dz, dy, dx = spline_with_gradient(atlas, az, ay, ax, outside)
+            if dz == 0 and dy == 0 and dx == 0:
+                continue
+            t = np.float32((value - scale[0]) * scale[1])
+            if t < scale[2] or t > scale[3]:
+                continue
+            cz = to_contrast[0, 0] * z + to_contrast[0, 1]
+            cy = to_contrast[1, 0] * y + to_contrast[1, 1]
+            cx = to_contrast[2, 0] * x + to_contrast[2, 1]
+            predicted, slope = _polynomial(c, cz, cy, cx, t)
+            total, match, artifact, background = _posterior(j, predicted, m)
+            slope *= np.float32(scale[1])
+            # Gradient of the prediction by position, per um.
+            qz = slope * np.float32(um_to_atlas[0, 0] * dz + um_to_atlas[1, 0] * dy + um_to_atlas[2, 0] * dx)
+            qy = slope * np.float32(um_to_atlas[0, 1] * dz + um_to_atlas[1, 1] * dy + um_to_atlas[2, 1] * dx)
+            qx = slope * np.float32(um_to_atlas[0, 2] * dz + um_to_atlas[1, 2] * dy + um_to_atlas[2, 2] * dx)
+            stiffness = np.float32(weight[z, y, x] * match * curvature)
+            force = stiffness * np.float32(predicted - j)
+            g[0] = force * qz
+            g[1] = force * qy
+            g[2] = force * qx
+            h[0] = stiffness * qz * qz
+            h[1] = stiffness * qz * qy
+            h[2] = stiffness * qz * qx
+            h[3] = stiffness * qy * qy
+            h[4] = stiffness * qy * qx
+            h[5] = stiffness * qx * qx
+            iz, fz, free_z = cell(pz, u.shape[0])
+            iy, fy, free_y = cell(py, u.shape[1])
+            ix, fx, free_x = cell(px, u.shape[2])
+            one = np.float32(1)
+            for corner in range(8):
+                oz = corner >> 2
+                oy = (corner >> 1) & 1
+                ox = corner & 1
+                s = (fz if oz else one - fz) * (fy if oy else one - fy) * (fx if ox else one - fx)
+                gn = g_own[iz + oz, iy + oy, ix + ox]
+                hn = h_own[iz + oz, iy + oy, ix + ox]
+                for k in range(3):
+                    gn[k] += s * g[k]
+                for k in range(6):
+                    hn[k] += s * h[k]
+            # The affine moves x in x + u(x): the prediction changes by q (id + Du) dx.
+            rz = np.float64(qz)
+            ry = np.float64(qy)
+            rx = np.float64(qx)
+            sz = qz * _slope_z(u, iz, iy, ix, fy, fx, 0) + qy * _slope_z(u, iz, iy, ix, fy, fx, 1) + qx * _slope_z(
+                u, iz, iy, ix, fy, fx, 2
+            )
+            sy = qz * _slope_y(u, iz, iy, ix, fz, fx, 0) + qy * _slope_y(u, iz, iy, ix, fz, fx, 1) + qx * _slope_y(
+                u, iz, iy, ix, fz, fx, 2
+            )
+            sx = qz * _slope_x(u, iz, iy, ix, fz, fy, 0) + qy * _slope_x(u, iz, iy, ix, fz, fy, 1) + qx * _slope_x(
+                u, iz, iy, ix, fz, fy, 2
+            )
+            rz += free_z * sz / to_velocity[0, 4]
+            ry += free_y * sy / to_velocity[1, 4]
+            rx += free_x * sx / to_velocity[2, 4]
+            d[0] = rz * z
+            d[1] = rz * y
+            d[2] = rz * x
+            d[3] = rz
+            d[4] = ry * z
+            d[5] = ry * y
+            d[6] = ry * x
+            d[7] = ry
+            d[8] = rx * z
+            d[9] = rx * y
+            d[10] = rx * x
+            d[11] = rx
+            residual = np.float64(predicted - j)
+            for a in range(12):
+                scaled = stiffness * d[a]
+                ag[a] += scaled * residual
+                for b in range(a, 12):
+                    ah[a, b] += scaled * d[b]
+        for a in range(12):
+            affine_gradient[run, a] = ag[a]
+            for b in range(a, 12):
+                affine_hessian[run, a, b] = ah[a, b]
+                affine_hessian[run, b, a] = ah[a, b]
+    for run in range(1, RUNS):
+        gradient[0] += gradient[run]
+        hessian[0] += hessian[run]
+        affine_gradient[0] += affine_gradient[run]
+        affine_hessian[0] += affine_hessian[run]
+    return gradient[0], hessian[0], affine_gradient[0], affine_hessian[0]
+
+
+@njit(**_INLINE)
+def _slope_z(u, iz, iy, ix, fy, fx, k):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+    one = np.float32(1)
+    a, b = u[iz, iy], u[iz + 1, iy]
+    c, d = u[iz, iy + 1], u[iz + 1, iy + 1]
+    return (one - fy) * ((one - fx) * (b[ix, k] - a[ix, k]) + fx * (b[ix + 1, k] - a[ix + 1, k])) + fy * (
+        (one - fx) * (d[ix, k] - c[ix, k]) + fx * (d[ix + 1, k] - c[ix + 1, k])
+    )
+
+
+@njit(**_INLINE)
+def _slope_y(u, iz, iy, ix, fz, fx, k):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+    one = np.float32(1)
+    a, b = u[iz, iy], u[iz, iy + 1]
+    c, d = u[iz + 1, iy], u[iz + 1, iy + 1]
+    return (one - fz) * ((one - fx) * (b[ix, k] - a[ix, k]) + fx * (b[ix + 1, k] - a[ix + 1, k])) + fz * (
+        (one - fx) * (d[ix, k] - c[ix, k]) + fx * (d[ix + 1, k] - c[ix + 1, k])
+    )
+
+
+@njit(**_INLINE)
+def _slope_x(u, iz, iy, ix, fz, fy, k):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+    one = np.float32(1)
+    a, b = u[iz, iy], u[iz, iy + 1]
+    c, d = u[iz + 1, iy], u[iz + 1, iy + 1]
+    return (one - fz) * ((one - fy) * (a[ix + 1, k] - a[ix, k]) + fy * (b[ix + 1, k] - b[ix, k])) + fz * (
+        (one - fy) * (c[ix + 1, k] - c[ix, k]) + fy * (d[ix + 1, k] - d[ix, k])
+    )

@@ -1,0 +1,118 @@
+"""What the solver sees at one resolution: target, weights and atlas, sampled where they truly lie."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cloudreg.registration.sampling import SPLINE_MARGIN, spline_coefficients
+from cloudreg.space import Grid
+
+
+@dataclass(frozen=True)
+class Image:
+    """A normalised image: background near 0, bright tissue near 1.
+
+    Parameters
+    ----------
+    values
+        (z, y, x) float32.
+    weight
+        (z, y, x) float32, 0 to 1: how much of each voxel was observed.
+    grid
+        Where the voxels lie.
+    """
+
+    values: NDArray[np.float32]
+    weight: NDArray[np.float32]
+    grid: Grid
+
+    def reduced(self, voxel_um: float) -> Image:
+        """Return block means over whole numbers of voxels, as near as can be to ``voxel_um``; partial blocks stay.
+
+        The mean is over what was observed; where nothing was, it is 0 and its weight too.
+        """
+        factors = [max(1, round(voxel_um / v)) for v in self.grid.voxel_size_um]
+        if factors == [1, 1, 1]:
+            return self
+        weight = _block_sum(self.weight, factors)
+        total = _block_sum(self.values * self.weight, factors)
+        values = np.divide(total, weight, out=np.zeros_like(total), where=weight > 0)
+        full = _block_sum(np.ones_like(self.weight), factors)
+        return Image(values, weight / full, self.grid.downsampled(factors))
+
+    def foreground(self) -> NDArray[np.bool_]:
+        """Return where there is tissue: above Otsu's threshold of the smoothed image."""
+        from scipy.ndimage import gaussian_filter
+
+        smooth = gaussian_filter(self.values, 1.0)
+        return smooth > otsu_threshold(smooth[self.weight > 0])
+
+
+@dataclass(frozen=True)
+class Level:
+    """Everything that the kernels need of one resolution, but the unknowns.
+
+    Parameters
+    ----------
+    voxel_um
+        Nominal voxel size.
+    target
+        Target at this resolution.
+    active
+        Flat indices of the target voxels that are visited.
+    atlas
+        Spline coefficients.
+    outside
+        Atlas value outside its grid.
+    atlas_grid
+        Grid of the *padded* atlas.
+    """
+
+    voxel_um: float
+    target: Image
+    active: NDArray[np.int64]
+    atlas: NDArray[np.float32]
+    outside: np.float32
+    atlas_grid: Grid
+
+
+def make_level(target: Image, atlas: Image, voxel_um: float) -> Level:
+    """Reduce both images to one resolution."""
+    small = target.reduced(voxel_um)
+    template = atlas.reduced(voxel_um)
+    outside = np.float32(0)
+    margin = [SPLINE_MARGIN] * 3
+    return Level(
+        voxel_um,
+        small,
+        np.flatnonzero(small.weight > 0),
+        spline_coefficients(template.values, float(outside)),
+        outside,
+        template.grid.padded(margin, margin),
+    )
+
+
+def otsu_threshold(values: NDArray[np.floating]) -> float:
+    """Return the threshold that best separates the values into two classes (Otsu, IEEE TSMC 9:62-66, 1979)."""
+    low, high = np.quantile(values, [0.001, 0.999])
+    if not high > low:
+        return float(high)
+    counts, edges = np.histogram(values, bins=256, range=(float(low), float(high)))
+    centres = (edges[1:] + edges[:-1]) / 2
+    below = np.cumsum(counts)[:-1].astype(float)
+    above = below[-1] + counts[-1] - below
+    mass = np.cumsum(counts * centres)
+    mean_below = mass[:-1] / np.maximum(below, 1)
+    mean_above = (mass[-1] - mass[:-1]) / np.maximum(above, 1)
+    return float(edges[1 + int(np.argmax(below * above * (mean_above - mean_below) ** 2))])
+
+
+def _block_sum(array: NDArray[np.float32], factors: Sequence[int]) -> NDArray[np.float32]:
+    for axis, factor in enumerate(factors):
+        if factor > 1:
+            array = np.add.reduceat(array, np.arange(0, array.shape[axis], factor), axis=axis, dtype=np.float32)
+    return array

@@ -1,0 +1,100 @@
+"""From grey values as stored to the normalised, weighted image that the solver sees."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cloudreg.errors import InputError
+from cloudreg.registration.levels import Image, otsu_threshold
+from cloudreg.space import Grid
+
+_BRIGHTEST = 1.6
+"""Normalised values are clipped here: a saturated blob is an outlier, not a scale."""
+
+
+def prepare(
+    values: NDArray[np.float32],
+    observed: NDArray[np.float32],
+    grid: Grid,
+    *,
+    name: str,
+    missing_data: bool,
+    mask: NDArray[np.float32] | None = None,
+) -> Image:
+    """Normalise an image and decide what was observed.
+
+    Parameters
+    ----------
+    values
+        (z, y, x): block means, zeros included.
+    observed
+        (z, y, x): fraction of non-zero native voxels in each block.
+    grid
+        Of both.
+    name
+        ``"target"`` or ``"template"``, for messages.
+    missing_data
+        Take zeros for lost data where they can't be background.
+    mask
+        (z, y, x), 0 to 1: the user's own data weight.
+
+    Returns
+    -------
+    Image
+        Background near 0, the bright end of the tissue near 1.
+
+    Raises
+    ------
+    InputError
+        If a value is no number, the image is constant, or nothing of it was observed.
+
+    Notes
+    -----
+    Zero may mean "not imaged" or "black". Where the background around the brain is mostly exact zeros, zeros are
+    black, except in planes that hold nothing else inside the brain's extent: those were lost.
+    """
+    if not np.isfinite(values).all():
+        raise InputError(f"the {name} holds values that are no numbers (NaN or infinite): clean it first")
+    if values.min() == values.max():
+        raise InputError(f"the {name} has the same value {values.min():g} everywhere: check the path and the channel")
+    weight = observed if missing_data else np.ones_like(observed)
+    seen = observed > 0
+    threshold = otsu_threshold(values[seen])
+    if missing_data and _zeros_are_background(values, observed, threshold):
+        weight = np.ones_like(observed)
+        for lost in _lost_planes(values, threshold):
+            weight[lost] = 0
+    # What was observed of a block explains it; the zeros in it do not.
+    mean = np.divide(values, observed, out=np.zeros_like(values), where=seen) if weight is observed else values
+    if mask is not None:
+        weight = weight * mask
+    used = weight > 0
+    if not used.any():
+        raise InputError(f"nothing of the {name} has any weight: check the mask")
+    background = float(np.median(mean[used & (mean < threshold)])) if (used & (mean < threshold)).any() else 0.0
+    tissue = mean[used & (mean >= threshold)]
+    bright = float(np.quantile(tissue, 0.95)) if tissue.size else float(mean.max())
+    if not bright > background:
+        raise InputError(f"the {name} has no tissue brighter than its background: check the channel")
+    normalised = (mean - np.float32(background)) / np.float32(bright - background)
+    normalised = np.clip(normalised, -0.5, _BRIGHTEST).astype(np.float32)
+    return Image(np.where(used, normalised, 0).astype(np.float32), weight.astype(np.float32), grid)
+
+
+def _zeros_are_background(values: NDArray[np.float32], observed: NDArray[np.float32], threshold: float) -> bool:
+    dark = values < threshold
+    return float(np.mean(observed[dark] == 0)) > 0.5 if dark.any() else False
+
+
+def _lost_planes(values: NDArray[np.float32], threshold: float) -> list[tuple[slice | int, ...]]:
+    """Return indices of the planes without a non-zero voxel between planes with tissue, along each axis."""
+    lost: list[tuple[slice | int, ...]] = []
+    for axis in range(3):
+        others = tuple(k for k in range(3) if k != axis)
+        tissue = np.flatnonzero((values > threshold).mean(axis=others) > 0.02)
+        empty = np.flatnonzero((values == 0).all(axis=others))
+        if tissue.size:
+            inside = empty[(empty > tissue[0]) & (empty < tissue[-1])]
+            lost += [tuple(int(i) if k == axis else slice(None) for k in range(3)) for i in inside]
+    return lost

@@ -1,0 +1,116 @@
+"""Point-wise pieces of the hot loops: interpolation of the atlas, of displacements and of contrast.
+
+They are numba functions that the loops of `cloudreg.registration.kernels` inline. Positions are fractional voxel
+indices.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+_INLINE = {"cache": True, "nogil": True, "fastmath": True, "inline": "always"}
+
+SPLINE_MARGIN = 3
+"""Voxels of padding that `spline_coefficients` adds on every side."""
+
+
+def spline_coefficients(image: NDArray[np.float32], outside: float) -> NDArray[np.float32]:
+    """Return cubic B-spline coefficients whose spline passes through the voxels of ``image``.
+
+    Parameters
+    ----------
+    image
+        (z, y, x) float32.
+    outside
+        Value of the surroundings, by which `SPLINE_MARGIN` voxels are added on every side.
+
+    Notes
+    -----
+    Unser, Aldroubi, Eden. B-spline signal processing, IEEE TSP 41:821-848, 1993. A gradient that is exact for the
+    interpolant keeps the optimiser's model and its objective consistent; trilinear sampling of the atlas leaves
+    half as much accuracy again on the table.
+    """
+    from scipy.ndimage import spline_filter
+
+    padded = np.pad(image, SPLINE_MARGIN, constant_values=outside)
+    return np.ascontiguousarray(spline_filter(padded, order=3, output=np.float32, mode="mirror"))
+
+
+@njit(**_INLINE)
+def spline_weights(t):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN201
+    """Weights of the four nodes around a position, for the value and for the derivative."""
+    s = np.float32(1.0) - t
+    w0 = s * s * s * np.float32(1 / 6)
+    w3 = t * t * t * np.float32(1 / 6)
+    w1 = np.float32(2 / 3) - t * t * (np.float32(1.0) - np.float32(0.5) * t)
+    w2 = np.float32(1.0) - w0 - w1 - w3
+    d0 = np.float32(-0.5) * s * s
+    d3 = np.float32(0.5) * t * t
+    d1 = t * (np.float32(1.5) * t - np.float32(2.0))
+    d2 = -d0 - d1 - d3
+    return w0, w1, w2, w3, d0, d1, d2, d3
+
+
+@njit(**_INLINE)
+def spline_with_gradient(c, az, ay, ax, outside):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN201
+    """Value and index-gradient of the spline ``c`` at an index of the padded image; constant outside."""
+    nz, ny, nx = c.shape
+    if not (az >= 1 and ay >= 1 and ax >= 1 and az < nz - 2 and ay < ny - 2 and ax < nx - 2):
+        return outside, np.float32(0), np.float32(0), np.float32(0)
+    iz, iy, ix = int(az), int(ay), int(ax)
+    wz = spline_weights(np.float32(az - iz))
+    wy = spline_weights(np.float32(ay - iy))
+    x0, x1, x2, x3, e0, e1, e2, e3 = spline_weights(np.float32(ax - ix))
+    value = np.float32(0)
+    gz = np.float32(0)
+    gy = np.float32(0)
+    gx = np.float32(0)
+    for j in range(4):
+        row_value = np.float32(0)
+        row_dy = np.float32(0)
+        row_dx = np.float32(0)
+        for k in range(4):
+            r = c[iz - 1 + j, iy - 1 + k]
+            c0, c1, c2, c3 = r[ix - 1], r[ix], r[ix + 1], r[ix + 2]
+            s = c0 * x0 + c1 * x1 + c2 * x2 + c3 * x3
+            row_value += wy[k] * s
+            row_dy += wy[4 + k] * s
+            row_dx += wy[k] * (c0 * e0 + c1 * e1 + c2 * e2 + c3 * e3)
+        value += wz[j] * row_value
+        gz += wz[4 + j] * row_value
+        gy += wz[j] * row_dy
+        gx += wz[j] * row_dx
+    return value, gz, gy, gx
+
+
+@njit(**_INLINE)
+def spline_value(c, az, ay, ax, outside):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN201
+    """Value of the spline ``c`` at an index of the padded image; constant outside."""
+    nz, ny, nx = c.shape
+    if not (az >= 1 and ay >= 1 and ax >= 1 and az < nz - 2 and ay < ny - 2 and ax < nx - 2):
+        return outside
+    iz, iy, ix = int(az), int(ay), int(ax)
+    wz = spline_weights(np.float32(az - iz))
+    wy = spline_weights(np.float32(ay - iy))
+    x0, x1, x2, x3, _, _, _, _ = spline_weights(np.float32(ax - ix))
+    value = np.float32(0)
+    for j in range(4):
+        row_value = np.float32(0)
+        for k in range(4):
+            r = c[iz - 1 + j, iy - 1 + k]
+            row_value += wy[k] * (r[ix - 1] * x0 + r[ix] * x1 + r[ix + 1] * x2 + r[ix + 3 - 1] * x3)
+        value += wz[j] * row_value
+    return value
+
+
+@njit(**_INLINE)
+def cell(position, count):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN201
+    """Lower node, fraction, and 1 where the position is free to move (0 where it was clamped to the grid)."""
+    if position <= 0:
+        return 0, np.float32(0), np.float32(0)
+    if position >= count - 1:
+        return count - 2, np.float32(1), np.float32(0)
+    lower = int(position)
+    return lower, np.float32(position - lower), np.float32(1)

@@ -1,0 +1,370 @@
+"""EM-LDDMM: the affine, the velocity, the contrast and the mixture that explain a target by an atlas.
+
+Coarse to fine, each level repeats
+
+1. a Gauss-Newton step of the affine (in the Lie algebra of its group, damped),
+2. a Gauss-Newton step of the velocity, solved by conjugate gradients in the metric of the prior, with the exact
+   derivative of the discrete flow, and a line search on the marginal objective,
+3. one EM update of the contrast and of the mixture
+
+until the objective stops falling. Written from Tward et al., Front. Neurosci. 14:52, 2020 (model), Beg et al.,
+IJCV 61:139-157, 2005 (LDDMM) and Arsigny et al., MICCAI 2006 (stationary velocities).
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+import scipy.linalg
+from numpy.typing import NDArray
+
+from cloudreg.registration.contrast import Contrast
+from cloudreg.registration.flow import Flow, integrate, jacobian_determinant
+from cloudreg.registration.kernels import Mixture, evaluate, linearize
+from cloudreg.registration.levels import Level
+from cloudreg.registration.smoothness import Smoothness
+from cloudreg.space import Grid
+
+_MIN_DETERMINANT = 0.05
+"""Steps that bring any cell of the map closer to folding are shortened."""
+
+_MIN_SIGMA = 0.02
+"""Floor of the matching class's standard deviation: no real contrast is known better."""
+
+
+@dataclass(frozen=True)
+class Fit:
+    """All unknowns.
+
+    Parameters
+    ----------
+    to_atlas
+        4 x 4, target um to atlas um.
+    momentum
+        (z, y, x, 3): the velocity is the kernel's square root applied to it. The prior is its squared norm.
+    flow
+        The integrated velocity, on ``velocity_grid``.
+    contrast, mixture
+        The intensity model.
+    """
+
+    to_atlas: NDArray[np.float64]
+    momentum: NDArray[np.float32]
+    flow: Flow
+    contrast: Contrast
+    mixture: Mixture
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The data term at a fit, and what the next EM update needs."""
+
+    data: float
+    statistics: NDArray[np.float64]
+    moments: NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Energy:
+    """One line of ``energies.csv``."""
+
+    level_um: float
+    iteration: int
+    step: str
+    total: float
+    data: float
+    prior: float
+    sigma_match: float
+
+
+class Problem:
+    """One level with its constant parts; computes the objective and its derivatives at a fit.
+
+    Parameters
+    ----------
+    level
+        Target and atlas at one resolution.
+    velocity_grid
+        Axis-aligned grid in atlas space.
+    smoothness
+        Prior of the velocity.
+    prior_weight
+        Weight of the prior, per um^2.
+    """
+
+    def __init__(self, level: Level, velocity_grid: Grid, smoothness: Smoothness, prior_weight: float) -> None:
+        self.level = level
+        self.velocity_grid = velocity_grid
+        self.smoothness = smoothness
+        self.prior_weight = prior_weight
+        self._um_to_velocity = np.linalg.inv(velocity_grid.affine)
+        self._um_to_atlas = np.linalg.inv(level.atlas_grid.affine)
+
+    def _arguments(self, fit: Fit) -> tuple[object, ...]:
+        level = self.level
+        index_to_um = fit.to_atlas @ level.target.grid.affine
+        spacing = np.array(self.velocity_grid.voxel_size_um)[:, None]
+        return (
+            level.target.values,
+            level.target.weight,
+            level.active,
+            level.atlas,
+            level.outside,
+            fit.flow.displacement,
+            np.hstack([(self._um_to_velocity @ index_to_um)[:3], spacing]),
+            (self._um_to_atlas @ index_to_um)[:3],
+            np.ascontiguousarray(self._um_to_atlas[:3, :3]),
+            fit.contrast.coefficients,
+            fit.contrast.to_nodes,
+            fit.contrast.scale,
+            fit.mixture.packed(),
+        )
+
+    def evaluate(self, fit: Fit) -> Evaluation:
+        """Return the data term and the sums for the EM update."""
+        return Evaluation(*evaluate(*self._arguments(fit)))
+
+    def prior(self, fit: Fit) -> float:
+        """Return the prior's part of the objective."""
+        return 0.5 * self.prior_weight * _dot(fit.momentum, fit.momentum)
+
+    def velocity_step(self, fit: Fit, iterations: int) -> tuple[NDArray[np.float32], float]:
+        """Return the Gauss-Newton change of the momentum and the decrease that it promises per unit step."""
+        gradient, hessian, _, _ = linearize(*self._arguments(fit))
+        root, flow, weight = self.smoothness.root, fit.flow, np.float32(self.prior_weight)
+        downhill = -root(flow.adjoint(gradient)) - weight * fit.momentum
+
+        def curvature(q: NDArray[np.float32]) -> NDArray[np.float32]:
+            return root(flow.adjoint(_symmetric(hessian, flow.derivative(root(q))))) + weight * q
+
+        step = _conjugate_gradients(curvature, downhill, iterations)
+        return step, _dot(step, downhill)
+
+    def affine_step(self, fit: Fit, generators: NDArray[np.float64]) -> Callable[[float], NDArray[np.float64]]:
+        """Return the damped Gauss-Newton update of ``to_atlas`` as a function of the damping."""
+        _, _, gradient, hessian = linearize(*self._arguments(fit))
+        index_to_um = fit.to_atlas @ self.level.target.grid.affine
+        columns = np.stack([(g @ index_to_um)[:3].ravel() for g in generators], axis=1)
+        slope = columns.T @ gradient
+        curvature = columns.T @ hessian @ columns
+        diagonal = np.diag(np.diag(curvature) + 1e-12 * np.trace(curvature) + 1e-300)
+
+        def update(damping: float) -> NDArray[np.float64]:
+            theta = -np.linalg.solve(curvature + damping * diagonal, slope)
+            return np.asarray(scipy.linalg.expm(np.tensordot(theta, generators, 1)) @ fit.to_atlas)
+
+        return update
+
+
+def affine_generators(kind: str, centre: NDArray[np.float64], size: float) -> NDArray[np.float64]:
+    """Return the Lie algebra of a group of affine maps of atlas space.
+
+    Parameters
+    ----------
+    kind
+        ``"rigid"``, ``"similarity"`` or ``"affine"``.
+    centre
+        Point about which to turn and scale, um.
+    size
+        Length of the brain, um: makes a unit of turning and of shifting comparable.
+
+    Returns
+    -------
+    ndarray, shape (6, 7 or 12, 4, 4)
+    """
+    result = []
+
+    def add(linear: NDArray[np.float64], shift: NDArray[np.float64]) -> None:
+        generator = np.zeros((4, 4))
+        generator[:3, :3] = linear
+        generator[:3, 3] = shift - linear @ centre
+        result.append(generator)
+
+    nothing = np.zeros((3, 3))
+    for axis in range(3):
+        add(nothing, size * np.eye(3)[axis])
+    pairs = list(itertools.combinations(range(3), 2))
+    for i, j in pairs:
+        turn = np.zeros((3, 3))
+        turn[i, j], turn[j, i] = 1, -1
+        add(turn, np.zeros(3))
+    if kind == "similarity":
+        add(np.eye(3), np.zeros(3))
+    elif kind == "affine":
+        for axis in range(3):
+            add(np.diag(np.eye(3)[axis]), np.zeros(3))
+        for i, j in pairs:
+            shear = np.zeros((3, 3))
+            shear[i, j] = shear[j, i] = 1
+            add(shear, np.zeros(3))
+    return np.array(result)
+
+
+def fit_affine(
+    problem: Problem, fit: Fit, generators: NDArray[np.float64], *, iterations: int, tolerance: float = 1e-4
+) -> tuple[Fit, list[Energy]]:
+    """Fit the affine, the contrast and the mixture; the velocity stays."""
+    energies = []
+    damping = 1e-2
+    evaluation = problem.evaluate(fit)
+    quiet = 0
+    for iteration in range(iterations):
+        fit, now, damping, moved = _affine_iteration(problem, fit, evaluation, generators, damping)
+        fit = _em_update(fit, now, None)
+        before = evaluation.data
+        evaluation = problem.evaluate(fit)
+        energies.append(_energy(problem, fit, evaluation, iteration, "affine"))
+        quiet = quiet + 1 if before - evaluation.data < tolerance * problem.level.active.size else 0
+        if not moved or quiet >= 2:
+            break
+    return fit, energies
+
+
+def fit_velocity(
+    problem: Problem,
+    fit: Fit,
+    generators: NDArray[np.float64],
+    *,
+    iterations: int,
+    smoothing: NDArray[np.float64] | None,
+    tolerance: float,
+    advance: Callable[[int], None],
+) -> tuple[Fit, list[Energy]]:
+    """Fit everything at one level.
+
+    Parameters
+    ----------
+    problem, fit
+        The level and where to start.
+    generators
+        Of the affine's group; empty to keep the affine.
+    iterations
+        Largest number of Gauss-Newton steps.
+    smoothing
+        Of the contrast, in nodes; None for a contrast that is the same everywhere.
+    tolerance
+        Stop when two steps in a row lower the objective by less than this, per observed voxel.
+    advance
+        Called with 1 after each step.
+    """
+    energies = []
+    damping = 1e-2
+    evaluation = problem.evaluate(fit)
+    quiet = 0
+    for iteration in range(iterations):
+        before = evaluation.data + problem.prior(fit)
+        if generators.size and (iteration < 2 or iteration % 4 == 0):
+            fit, evaluation, damping, _ = _affine_iteration(problem, fit, evaluation, generators, damping)
+        step, promised = problem.velocity_step(fit, 20)
+        fit, evaluation, moved = _line_search(problem, fit, evaluation, step, promised)
+        fit = _em_update(fit, evaluation, smoothing)
+        evaluation = problem.evaluate(fit)
+        energies.append(_energy(problem, fit, evaluation, iteration, "velocity"))
+        advance(1)
+        after = evaluation.data + problem.prior(fit)
+        quiet = quiet + 1 if before - after < tolerance * problem.level.active.size else 0
+        if not moved or quiet >= 2:
+            break
+    return fit, energies
+
+
+def _affine_iteration(
+    problem: Problem, fit: Fit, evaluation: Evaluation, generators: NDArray[np.float64], damping: float
+) -> tuple[Fit, Evaluation, float, bool]:
+    update = problem.affine_step(fit, generators)
+    for _ in range(6):
+        candidate = replace(fit, to_atlas=update(damping))
+        result = problem.evaluate(candidate)
+        if result.data < evaluation.data:
+            return candidate, result, max(damping / 5, 1e-6), True
+        damping *= 5
+    return fit, evaluation, damping, False
+
+
+def _line_search(
+    problem: Problem, fit: Fit, evaluation: Evaluation, step: NDArray[np.float32], promised: float
+) -> tuple[Fit, Evaluation, bool]:
+    """Halve the step until the marginal objective falls (Armijo) and no cell of the map comes near folding."""
+    start = evaluation.data + problem.prior(fit)
+    length = 1.0
+    for _ in range(8):
+        momentum = fit.momentum + np.float32(length) * step
+        flow = integrate(problem.smoothness.root(momentum), fit.flow.spacing)
+        if jacobian_determinant(flow.displacement, flow.spacing).min() > _MIN_DETERMINANT:
+            candidate = replace(fit, momentum=momentum, flow=flow)
+            result = problem.evaluate(candidate)
+            if result.data + problem.prior(candidate) < start - 1e-4 * length * promised:
+                return candidate, result, True
+        length /= 2
+    return fit, evaluation, False
+
+
+def _em_update(fit: Fit, evaluation: Evaluation, smoothing: NDArray[np.float64] | None) -> Fit:
+    """Re-estimate contrast and mixture from the posteriors."""
+    match, squares, artifact, artifact_grey, background, background_grey = evaluation.statistics
+    if match <= 0:
+        return fit
+    mixture = replace(
+        fit.mixture,
+        sigma_match=max(_MIN_SIGMA, float(np.sqrt(squares / match))),
+        artifact=max(float(artifact_grey / artifact), 0.6) if artifact > 1 else fit.mixture.artifact,
+        background=min(float(background_grey / background), 0.3) if background > 1 else fit.mixture.background,
+    )
+    return replace(fit, mixture=mixture, contrast=fit.contrast.refitted(evaluation.moments, smoothing))
+
+
+def _symmetric(hessian: NDArray[np.float32], field: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Multiply the 3 x 3 matrix at each node with the vector there."""
+    z, y, x = field[..., 0], field[..., 1], field[..., 2]
+    h = hessian
+    return np.stack(
+        [
+            h[..., 0] * z + h[..., 1] * y + h[..., 2] * x,
+            h[..., 1] * z + h[..., 3] * y + h[..., 4] * x,
+            h[..., 2] * z + h[..., 4] * y + h[..., 5] * x,
+        ],
+        axis=-1,
+    )
+
+
+def _dot(a: NDArray[np.float32], b: NDArray[np.float32]) -> float:
+    return float(np.sum(a * b, dtype=np.float64))
+
+
+def _conjugate_gradients(
+    multiply: Callable[[NDArray[np.float32]], NDArray[np.float32]],
+    right: NDArray[np.float32],
+    iterations: int,
+    tolerance: float = 0.05,
+) -> NDArray[np.float32]:
+    """Solve ``multiply(x) = right`` to a relative residual of ``tolerance``, starting from 0."""
+    x = np.zeros_like(right)
+    residual = right.copy()
+    direction = residual.copy()
+    size = first = _dot(residual, residual)
+    for _ in range(iterations):
+        if size <= tolerance**2 * first or size == 0:
+            break
+        image = multiply(direction)
+        length = np.float32(size / _dot(direction, image))
+        x += length * direction
+        residual -= length * image
+        size, previous = _dot(residual, residual), size
+        direction = residual + np.float32(size / previous) * direction
+    return x
+
+
+def _energy(problem: Problem, fit: Fit, evaluation: Evaluation, iteration: int, step: str) -> Energy:
+    prior = problem.prior(fit)
+    return Energy(
+        problem.level.voxel_um,
+        iteration,
+        step,
+        evaluation.data + prior,
+        evaluation.data,
+        prior,
+        fit.mixture.sigma_match,
+    )
