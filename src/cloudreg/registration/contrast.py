@@ -16,6 +16,10 @@ _RIDGE = 0.05
 """Weight of the brain-wide fit, as a fraction of the mean number of voxels at a node."""
 
 
+_TISSUE = 0.1
+"""Atlas grey, between background (0) and bright tissue (1), above which a voxel counts as tissue."""
+
+
 @dataclass(frozen=True)
 class Contrast:
     """Polynomial coefficients on a grid over the target.
@@ -27,8 +31,8 @@ class Contrast:
     to_nodes
         (3, 2): node index = scale * target voxel index + offset, per axis.
     scale
-        (centre, 1 / spread, lowest, highest) of the atlas values; outside this range the polynomial is constant, for
-        nothing was seen there.
+        (centre, 1 / spread, lowest, highest, tissue) of the atlas values; outside lowest to highest the polynomial is
+        constant, for nothing was seen there; values above the last are tissue.
     """
 
     coefficients: NDArray[np.float32]
@@ -38,7 +42,7 @@ class Contrast:
     @property
     def order(self) -> int:
         """Degree of the polynomial."""
-        return self.coefficients.shape[3] - 1
+        return int(self.coefficients.shape[3]) - 1
 
     def on_nodes(self, shape: tuple[int, int, int], step: NDArray[np.float64]) -> Contrast:
         """Return the same contrast on nodes ``step`` voxels apart over a target of ``shape``.
@@ -50,9 +54,7 @@ class Contrast:
         offset = ((count - 1) - (np.asarray(shape) - 1) / step) / 2
         mean = self.coefficients.mean(axis=(0, 1, 2))
         nodes = np.broadcast_to(mean, (*count, mean.size))
-        return replace(
-            self, coefficients=np.ascontiguousarray(nodes), to_nodes=np.stack([1 / step, offset], axis=1)
-        )
+        return replace(self, coefficients=np.ascontiguousarray(nodes), to_nodes=np.stack([1 / step, offset], axis=1))
 
     def refitted(self, moments: NDArray[np.float64], smoothing: NDArray[np.float64] | None) -> Contrast:
         """Return the contrast that fits the moments summed by `cloudreg.registration.kernels.evaluate`.
@@ -86,9 +88,7 @@ class Contrast:
         return replace(self, coefficients=np.ascontiguousarray(coefficients, dtype=np.float32))
 
 
-def initial_contrast(
-    atlas_values: NDArray[np.float32], order: int, target_levels: tuple[float, float]
-) -> Contrast:
+def initial_contrast(atlas_values: NDArray[np.float32], order: int, target_levels: tuple[float, float]) -> Contrast:
     """Return a linear contrast that takes the atlas's background and bright tissue to the target's.
 
     Parameters
@@ -108,7 +108,7 @@ def initial_contrast(
     coefficients = np.zeros((2, 2, 2, order + 1), dtype=np.float32)
     coefficients[..., 0] = target_levels[0] - slope * lowest
     coefficients[..., 1] = slope
-    scale = np.array([centre, 1 / spread, lowest, highest], dtype=np.float32)
+    scale = np.array([centre, 1 / spread, lowest, highest, _TISSUE], dtype=np.float32)
     return Contrast(coefficients, np.zeros((3, 2)), scale)
 
 

@@ -87,14 +87,24 @@ class Solution:
     poses: list[Pose]
 
 
-def choose_scales(atlas: Image, target: Grid, settings: RegistrationSettings) -> Scales:
-    """Derive all lengths from the size of the atlas's brain and the settings."""
+def choose_scales(atlas: Image, target: Grid, template: Grid, settings: RegistrationSettings) -> Scales:
+    """Derive all lengths from the size of the atlas's brain and the settings.
+
+    Parameters
+    ----------
+    atlas
+        The template at any resolution that shows its size.
+    target, template
+        Grids of the images, at their finest.
+    settings
+        What it sets is taken as it is.
+    """
     volume = float(atlas.foreground().sum()) * atlas.grid.voxel_volume_um3
     unit = volume ** (1 / 3) / _UNITS_PER_BRAIN
     finest = settings.resolution_um
     if finest is None:
         # No finer than the images are, and no finer than what the deformation can use.
-        sharpest = max(min(atlas.grid.voxel_size_um), min(target.voxel_size_um))
+        sharpest = max(min(template.voxel_size_um), min(target.voxel_size_um))
         finest = max(sharpest, unit) if not 0.75 * unit < sharpest < 1.5 * unit else sharpest
     return Scales(
         unit,
@@ -160,15 +170,13 @@ def solve(
     smoothness = Smoothness(grid.shape, spacing, scales.kernel)
     still = np.zeros((*grid.shape, 3), dtype=np.float32)
     levels = [make_level(target, atlas, voxel_um) for voxel_um in scales.levels]
-    centre, generators = _affine_group(atlas, settings, scales)
+    generators = affine_generators(settings.affine, _centroid(atlas), scales.unit * _UNITS_PER_BRAIN)
 
     def problem(level: Level, weight: float) -> Problem:
         return Problem(level, grid, smoothness, weight * (100 / scales.unit) ** 2)
 
     bright = float(np.quantile(levels[0].target.values[levels[0].target.foreground()], 0.9))
-    contrast = initial_contrast(
-        np.ascontiguousarray(_inside(levels[0])), settings.contrast_order, (0.0, bright)
-    )
+    contrast = initial_contrast(np.ascontiguousarray(_inside(levels[0])), settings.contrast_order, (0.0, bright))
     artifact_prior, background_prior = (0.2, 0.01) if settings.mixture else (1e-9, 1e-9)
     mixture = Mixture(
         0.3, 0.5, 0.2, 1.0, 0.0, (1 - artifact_prior - background_prior, artifact_prior, background_prior)
@@ -222,13 +230,6 @@ def _inside(level: Level) -> NDArray[np.float32]:
 
     values = level.atlas
     return values[binary_dilation(values > 0.1, iterations=2)]
-
-
-def _affine_group(
-    atlas: Image, settings: RegistrationSettings, scales: Scales
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    centre = _centroid(atlas)
-    return centre, affine_generators(settings.affine, centre, scales.unit * _UNITS_PER_BRAIN)
 
 
 def _centroid(image: Image) -> NDArray[np.float64]:

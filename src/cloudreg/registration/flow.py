@@ -126,7 +126,8 @@ def invert(
     ndarray, shape (refine (n - 1) + 1, ..., 3)
         Solved at every node by fixed-point iteration to well under a thousandth of a voxel.
     """
-    return _invert(displacement, spacing, start, refine)
+    inverse: NDArray[np.float32] = _invert(displacement, spacing, start, refine)
+    return inverse
 
 
 @njit(cache=True, nogil=True, fastmath=True, inline="always")

@@ -143,7 +143,8 @@ def evaluate(target, weight, active, atlas, outside, u, to_velocity, to_atlas, u
     c, to_contrast
         (z, y, x, order + 1) float32 polynomial coefficients and (3, 2) scale and offset from target index to theirs.
     scale
-        (centre, 1 / spread, lowest, highest): the atlas value is centred, scaled and clamped before the polynomial.
+        (centre, 1 / spread, lowest, highest, tissue): the atlas value is centred, scaled and clamped before the
+        polynomial; above the last it is tissue.
     m
         `Mixture.packed`.
 
@@ -152,7 +153,9 @@ def evaluate(target, weight, active, atlas, outside, u, to_velocity, to_atlas, u
     objective : float
         Minus the weighted sum of log likelihoods.
     statistics : ndarray, shape (6,)
-        Sums of weight x (match, match e^2, artifact, artifact J, background, background J).
+        Sums of weight x (match, match e^2, artifact, artifact J, background, background J). The first two are over
+        tissue only: the noise of an empty background, which is most of many volumes, says nothing about how well
+        two brains can match.
     moments : ndarray, shape (z, y, x, 3 order + 2) on the contrast grid
         Sums of w t^k for k to 2 order, then of w t^k J for k to order, w = weight x posterior of match.
     """
@@ -191,8 +194,9 @@ def evaluate(target, weight, active, atlas, outside, u, to_velocity, to_atlas, u
             total, match, artifact, background = _posterior(j, predicted, m)
             e = np.float64(j - predicted)
             local[0] -= w * math.log(total)
-            local[1] += w * match
-            local[2] += w * match * e * e
+            if value > scale[4]:
+                local[1] += w * match
+                local[2] += w * match * e * e
             local[3] += w * artifact
             local[4] += w * artifact * j
             local[5] += w * background
@@ -276,7 +280,7 @@ def linearize(target, weight, active, atlas, outside, u, to_velocity, to_atlas, 
             cy = to_contrast[1, 0] * y + to_contrast[1, 1]
             cx = to_contrast[2, 0] * x + to_contrast[2, 1]
             predicted, slope = _polynomial(c, cz, cy, cx, t)
-            total, match, artifact, background = _posterior(j, predicted, m)
+            _, match, _, _ = _posterior(j, predicted, m)
             slope *= np.float32(scale[1])
             # Gradient of the prediction by position, per um.
             qz = slope * np.float32(um_to_atlas[0, 0] * dz + um_to_atlas[1, 0] * dy + um_to_atlas[2, 0] * dx)
@@ -312,14 +316,20 @@ def linearize(target, weight, active, atlas, outside, u, to_velocity, to_atlas, 
             rz = np.float64(qz)
             ry = np.float64(qy)
             rx = np.float64(qx)
-            sz = qz * _slope_z(u, iz, iy, ix, fy, fx, 0) + qy * _slope_z(u, iz, iy, ix, fy, fx, 1) + qx * _slope_z(
-                u, iz, iy, ix, fy, fx, 2
+            sz = (
+                qz * _slope_z(u, iz, iy, ix, fy, fx, 0)
+                + qy * _slope_z(u, iz, iy, ix, fy, fx, 1)
+                + qx * _slope_z(u, iz, iy, ix, fy, fx, 2)
             )
-            sy = qz * _slope_y(u, iz, iy, ix, fz, fx, 0) + qy * _slope_y(u, iz, iy, ix, fz, fx, 1) + qx * _slope_y(
-                u, iz, iy, ix, fz, fx, 2
+            sy = (
+                qz * _slope_y(u, iz, iy, ix, fz, fx, 0)
+                + qy * _slope_y(u, iz, iy, ix, fz, fx, 1)
+                + qx * _slope_y(u, iz, iy, ix, fz, fx, 2)
             )
-            sx = qz * _slope_x(u, iz, iy, ix, fz, fy, 0) + qy * _slope_x(u, iz, iy, ix, fz, fy, 1) + qx * _slope_x(
-                u, iz, iy, ix, fz, fy, 2
+            sx = (
+                qz * _slope_x(u, iz, iy, ix, fz, fy, 0)
+                + qy * _slope_x(u, iz, iy, ix, fz, fy, 1)
+                + qx * _slope_x(u, iz, iy, ix, fz, fy, 2)
             )
             rz += free_z * sz / to_velocity[0, 4]
             ry += free_y * sy / to_velocity[1, 4]

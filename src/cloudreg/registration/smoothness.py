@@ -27,7 +27,9 @@ class Smoothness:
     grid, which makes the regularisation's weight independent of the grid's spacing.
     """
 
-    def __init__(self, shape: tuple[int, int, int], spacing: NDArray[np.float32], length: float, power: int = 2) -> None:
+    def __init__(
+        self, shape: tuple[int, int, int], spacing: NDArray[np.float32], length: float, power: int = 2
+    ) -> None:
         self.shape = shape
         symbol = np.ones((1, 1, 1))
         for axis, (n, h) in enumerate(zip(shape, spacing.astype(float), strict=True)):

@@ -1,0 +1,201 @@
+"""The registration folder: everything that a registration leaves behind, and how to open it again."""
+
+from __future__ import annotations
+
+import csv
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cloudreg.atlas import Atlas, load_atlas
+from cloudreg.errors import InputError
+from cloudreg.execution import Engine
+from cloudreg.io import Volume, create_volume
+from cloudreg.registration.register import Registration
+from cloudreg.space import Box, Grid
+from cloudreg.transforms import Transform, apply_image
+
+MANIFEST = "manifest.json"
+LABELS_IN_TARGET = "labels_in_target.ome.zarr"
+TEMPLATE_IN_TARGET = "template_in_target.ome.zarr"
+TARGET_IN_ATLAS = "target_in_atlas.ome.zarr"
+WEIGHTS = "weights.ome.zarr"
+ENERGIES = "energies.csv"
+_FORMAT = 1
+_FRAMES = (
+    "Lengths in micrometres; vectors and matrices in order z y x. With A the affine, atlas x goes to target "
+    "y = A (x + displacement_atlas_to_target(x)); target y comes from atlas x = q + displacement_target_to_atlas(q), "
+    "q = inverse A (y). Both displacements lie on grids in atlas space."
+)
+
+
+@dataclass(frozen=True)
+class OpenRegistration:
+    """A registration read back from its folder.
+
+    Parameters
+    ----------
+    folder
+        Where it lies.
+    transform
+        Between atlas and target.
+    manifest
+        Contents of ``manifest.json``.
+    """
+
+    folder: Path
+    transform: Transform
+    manifest: dict[str, Any]
+
+    @property
+    def target_path(self) -> str:
+        """Path of the volume that was registered."""
+        return str(self.manifest["target"]["path"])
+
+    @property
+    def target_grid(self) -> Grid:
+        """Grid of the volume that was registered."""
+        return Grid.from_dict(self.manifest["target"]["grid"])
+
+    @property
+    def target_orientation(self) -> str | None:
+        """Letters of the target's physical axes, if they were known."""
+        letters = self.manifest["target"]["orientation"]
+        return None if letters is None else str(letters)
+
+    def open_atlas(self) -> Atlas:
+        """Open the atlas that was registered to."""
+        return load_atlas(**self.manifest["atlas"]["source"])
+
+
+def write_registration(
+    registration: Registration,
+    target: Volume,
+    atlas: Atlas,
+    folder: str | Path,
+    *,
+    engine: Engine,
+    channel: int = 0,
+    settings: dict[str, Any] | None = None,
+) -> OpenRegistration:
+    """Write transform, resampled volumes, maps and figures; ``manifest.json`` comes last and marks the folder whole.
+
+    Parameters
+    ----------
+    registration
+        From `cloudreg.registration.register_volume`.
+    target, atlas
+        What was registered.
+    folder
+        New, or an unfinished registration of the same.
+    engine
+        Runs the blocks.
+    channel
+        Of the target.
+    settings
+        Kept in the manifest.
+
+    Raises
+    ------
+    InputError
+        If the disk is too small for the volumes, or the folder holds another registration.
+    """
+    from cloudreg import __version__
+
+    folder = Path(folder)
+    if (folder / MANIFEST).exists():
+        raise InputError(f"{folder} already holds a registration: choose another folder or remove it")
+    folder.mkdir(parents=True, exist_ok=True)
+    transform = registration.transform
+    transform.save(folder)
+    _write_energies(registration, folder / ENERGIES)
+    _write_weights(registration, target, folder / WEIGHTS)
+    to_target = {"to": "target", "engine": engine, "orientation": target.orientation}
+    if atlas.labels is not None:
+        apply_image(transform, atlas.labels, target.grid, str(folder / LABELS_IN_TARGET), labels=True, **to_target)
+    apply_image(transform, atlas.template, target.grid, str(folder / TEMPLATE_IN_TARGET), labels=False, **to_target)
+    apply_image(
+        transform,
+        target,
+        atlas.template.grid,
+        str(folder / TARGET_IN_ATLAS),
+        to="atlas",
+        labels=False,
+        engine=engine,
+        channel=channel,
+        orientation=atlas.orientation,
+    )
+    manifest = {
+        "format": _FORMAT,
+        "version": __version__,
+        "frames": _FRAMES,
+        "target": {
+            "path": target.path,
+            "channel": channel,
+            "grid": target.grid.to_dict(),
+            "orientation": target.orientation,
+        },
+        "atlas": {
+            "name": atlas.name,
+            "source": dict(atlas.source),
+            "orientation": atlas.orientation,
+            "template_grid": atlas.template.grid.to_dict(),
+        },
+        "scales_um": asdict(registration.scales),
+        "figures": registration.figures,
+        "settings": settings,
+    }
+    unfinished = folder / (MANIFEST + ".unfinished")
+    unfinished.write_text(json.dumps(manifest, indent=2) + "\n")
+    unfinished.replace(folder / MANIFEST)
+    return OpenRegistration(folder, transform, manifest)
+
+
+def open_registration(folder: str | Path) -> OpenRegistration:
+    """Open a registration folder.
+
+    Raises
+    ------
+    InputError
+        If it is none, is unfinished, or was written by a newer program.
+    """
+    folder = Path(folder)
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text())
+    except OSError:
+        raise InputError(
+            f"expected a finished registration folder (with {MANIFEST}) at {folder}: run cloudreg register first"
+        ) from None
+    except ValueError as error:
+        raise InputError(f"{folder / MANIFEST} is no JSON: {error}") from error
+    if manifest.get("format") != _FORMAT:
+        raise InputError(f"{folder} is no registration of format {_FORMAT}: got {manifest.get('format')!r}")
+    return OpenRegistration(folder, Transform.load(folder), manifest)
+
+
+def _write_energies(registration: Registration, path: Path) -> None:
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(registration.energies[0]))
+        writer.writeheader()
+        writer.writerows(registration.energies)
+
+
+def _write_weights(registration: Registration, target: Volume, path: Path) -> None:
+    """Write the posteriors of matching tissue and artifact, times the data weight."""
+    grid = registration.target_grid
+    writer = create_volume(
+        str(path),
+        grid,
+        np.dtype(np.float32),
+        channels=2,
+        orientation=target.orientation,
+        levels=1,
+        channel_names=["match", "artifact"],
+    )
+    weight = registration.target.weight
+    for number, posterior in enumerate((registration.explanation.match, registration.explanation.artifact)):
+        writer.write(Box.whole(grid.shape), posterior * weight, channel=number)
+    writer.complete()

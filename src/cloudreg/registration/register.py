@@ -1,0 +1,231 @@
+"""Registration of a volume to an atlas: reading, fitting, and judging the result."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cloudreg.atlas import Atlas
+from cloudreg.errors import InputError, RegistrationFailedError
+from cloudreg.execution import Engine
+from cloudreg.execution.progress import say, track
+from cloudreg.io import Volume, read_resampled
+from cloudreg.registration.fit import Scales, Solution, choose_scales, solve
+from cloudreg.registration.flow import invert, jacobian_determinant
+from cloudreg.registration.levels import Image
+from cloudreg.registration.prepare import prepare
+from cloudreg.registration.reference import Explanation, explain
+from cloudreg.settings import RegistrationSettings
+from cloudreg.space import Grid, axes_between, proper_orientations
+from cloudreg.transforms import DisplacementField, Transform
+from cloudreg.transforms.transform import inverse_consistency_um
+
+_PREVIEW = 96
+"""Voxels along the atlas's longest side when its size is first measured."""
+
+
+@dataclass(frozen=True)
+class Registration:
+    """A fitted map and what is known about it.
+
+    Parameters
+    ----------
+    transform
+        Between atlas and target.
+    energies
+        One row per step: level, iteration, objective and its parts.
+    target_grid
+        Grid of the maps in ``explanation``, at the finest resolution of the fit.
+    explanation
+        Prediction and class posteriors per voxel.
+    target
+        The normalised target at that resolution.
+    figures
+        Numbers by which to judge the fit.
+    scales
+        The lengths that were used.
+    """
+
+    transform: Transform
+    energies: list[dict[str, Any]]
+    target_grid: Grid
+    explanation: Explanation
+    target: Image
+    figures: dict[str, Any]
+    scales: Scales
+
+
+def register_volume(
+    target: Volume,
+    atlas: Atlas,
+    settings: RegistrationSettings,
+    *,
+    engine: Engine,
+    channel: int = 0,
+    mask: Volume | None = None,
+    initial_affine: NDArray[np.float64] | None = None,
+) -> Registration:
+    """Register a volume to an atlas.
+
+    Parameters
+    ----------
+    target
+        Any volume. Where it carries no orientation letters, all 24 poses are tried and the best is taken.
+    atlas
+        Its template is deformed to explain the target.
+    settings
+        See `cloudreg.settings.RegistrationSettings`.
+    engine
+        For reading large volumes.
+    channel
+        Of the target.
+    mask
+        Data weights (0 to 1, or any integers of which non-zero counts) on any grid in the target's space.
+    initial_affine
+        4 x 4, atlas um to target um (z y x): where to start, instead of the letters.
+
+    Raises
+    ------
+    InputError
+        If the images can't be registered as they are: NaN, constant, without tissue, mirrored letters.
+    RegistrationFailedError
+        If the fit explains so little of the target that it must not be used.
+    """
+    template, grid = read_resampled(atlas.template, max(atlas.template.grid.size_um) / _PREVIEW, engine=engine)
+    preview = _prepared(template, np.ones_like(template), grid, "template", settings)
+    scales = choose_scales(preview, target.grid, atlas.template.grid, settings)
+    finest = scales.levels[-1]
+    template, grid = read_resampled(atlas.template, finest, engine=engine)
+    atlas_image = _prepared(template, np.ones_like(template), grid, "template", settings)
+    values, observed, grid = read_resampled(target, finest, channel=channel, engine=engine, weight=True)
+    user = None if mask is None else _on_grid(mask, grid, engine)
+    target_image = _prepared(values, observed, grid, "target", settings, user)
+
+    steps = sum(settings.iterations[-len(scales.levels) :])
+    with track("registering", steps, "steps") as advance:
+        solution = solve(
+            target_image,
+            atlas_image,
+            _rotations(target, atlas, settings),
+            settings,
+            scales=scales,
+            initial=None if initial_affine is None else np.asarray(np.linalg.inv(initial_affine), dtype=np.float64),
+            report=say,
+            advance=advance,
+        )
+    return _finish(solution, scales)
+
+
+def _prepared(
+    values: NDArray[np.float32],
+    observed: NDArray[np.float32],
+    grid: Grid,
+    name: str,
+    settings: RegistrationSettings,
+    mask: NDArray[np.float32] | None = None,
+) -> Image:
+    missing = settings.missing_data and name == "target"
+    return prepare(values, observed, grid, name=name, missing_data=missing, mask=mask)
+
+
+def _rotations(target: Volume, atlas: Atlas, settings: RegistrationSettings) -> list[tuple[str, NDArray[np.float64]]]:
+    """Return the rotations from target axes to atlas axes to start from."""
+    mirror = settings.allow_mirror
+    if target.orientation is not None:
+        letters = [target.orientation]
+    else:
+        letters = proper_orientations(atlas.orientation)
+    return [(name, axes_between(name, atlas.orientation, allow_mirror=mirror)) for name in letters]
+
+
+def _on_grid(mask: Volume, grid: Grid, engine: Engine) -> NDArray[np.float32]:
+    """Sample a mask at the target's voxels."""
+    from scipy.ndimage import affine_transform
+
+    values, own = read_resampled(mask, max(grid.voxel_size_um), engine=engine)
+    if values.max() > 1:
+        values = (values > 0).astype(np.float32)
+    step = np.linalg.inv(own.affine) @ grid.affine
+    sampled = affine_transform(values, step[:3, :3], step[:3, 3], grid.shape, order=1, mode="constant")
+    return np.asarray(np.clip(sampled, 0, 1), dtype=np.float32)
+
+
+def _finish(solution: Solution, scales: Scales) -> Registration:
+    """Turn the solver's unknowns into a transform both ways, and measure it."""
+    fit, grid = solution.fit, solution.velocity_grid
+    inverse = fit.flow.displacement
+    spacing = fit.flow.spacing
+    fine = invert(inverse, spacing, -inverse)
+    half = [v / 2 for v in grid.voxel_size_um]
+    fine_grid = Grid.from_spacing(fine.shape[:3], half, grid.origin_um.tolist())
+    transform = Transform(
+        np.asarray(np.linalg.inv(fit.to_atlas), dtype=np.float64),
+        DisplacementField(fine_grid, np.ascontiguousarray(np.moveaxis(fine, 3, 0))),
+        DisplacementField(grid, np.ascontiguousarray(np.moveaxis(inverse, 3, 0))),
+    )
+    level = solution.problem.level
+    explanation = explain(level, grid, fit)
+    figures = _figures(solution, transform, explanation)
+    _refuse_failure(figures)
+    return Registration(
+        transform,
+        [asdict(energy) for energy in solution.energies],
+        level.target.grid,
+        explanation,
+        level.target,
+        figures,
+        scales,
+    )
+
+
+def _figures(solution: Solution, transform: Transform, explanation: Explanation) -> dict[str, Any]:
+    fit, level = solution.fit, solution.problem.level
+    tissue = (explanation.atlas > 0.15) & (level.target.weight > 0)
+    grey, predicted = level.target.values[tissue].astype(float), explanation.predicted[tissue].astype(float)
+    if grey.size < 100:
+        raise InputError("the atlas's brain and the target do not overlap: check the orientation and the voxel size")
+    determinant = jacobian_determinant(fit.flow.displacement, fit.flow.spacing)
+    scale = np.linalg.svd(transform.affine[:3, :3], compute_uv=False)
+    index = np.argwhere(explanation.atlas > 0.15)
+    sample = level.target.grid.index_to_um(index[:: max(1, len(index) // 20000)])
+    inside_atlas, _ = transform.target_to_atlas(sample)
+    consistency = inverse_consistency_um(transform, inside_atlas)
+    poses = solution.poses
+    return {
+        "resolution_um": level.voxel_um,
+        "explained_variance": 1 - float(np.var(grey - predicted) / max(np.var(grey), 1e-12)),
+        "correlation": float(np.corrcoef(grey, predicted)[0, 1]),
+        "matched_fraction": float(explanation.match[tissue].mean()),
+        "observed_fraction": float((level.target.weight > 0)[explanation.atlas > 0.15].mean()),
+        "noise": fit.mixture.sigma_match,
+        "affine_scales": [float(s) for s in scale],
+        "displacement_median_um": float(np.median(np.linalg.norm(fit.flow.displacement, axis=-1))),
+        "displacement_max_um": float(np.linalg.norm(fit.flow.displacement, axis=-1).max()),
+        "jacobian_min": float(determinant.min()),
+        "jacobian_max": float(determinant.max()),
+        "inverse_consistency_median_um": float(np.median(consistency)),
+        "inverse_consistency_p99_um": float(np.quantile(consistency, 0.99)),
+        "pose": poses[0].name,
+        "pose_objective": poses[0].objective,
+        "pose_margin": poses[1].objective - poses[0].objective if len(poses) > 1 else None,
+    }
+
+
+def _refuse_failure(figures: dict[str, Any]) -> None:
+    """Raise where the fit is no registration at all; finer judgements are the report's."""
+    low, high = min(figures["affine_scales"]), max(figures["affine_scales"])
+    advice = "check the orientation letters, the voxel size and the channel"
+    if low < 0.3 or high > 3:
+        raise RegistrationFailedError(
+            f"the registration failed: it scales the brain by {low:.2f} to {high:.2f}; {advice}"
+        )
+    if figures["matched_fraction"] < 0.2 or figures["correlation"] < 0.2:
+        raise RegistrationFailedError(
+            f"the registration failed: only {figures['matched_fraction']:.0%} of the brain matches the atlas and the "
+            f"predicted image correlates {figures['correlation']:.2f} with the target; {advice}"
+        )
+    if figures["jacobian_min"] <= 0:
+        raise RegistrationFailedError("the registration failed: the map folds; raise the regularization")
