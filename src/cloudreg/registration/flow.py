@@ -11,12 +11,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numba import njit, prange
+from numba import njit
 from numpy.typing import NDArray
 
 from cloudreg.registration.sampling import cell
 
-_LOOP = {"cache": True, "nogil": True, "fastmath": True, "parallel": True}
+# One thread: a velocity grid is small, and handing its loops to threads costs more than they take on a busy machine.
+_LOOP = {"cache": True, "nogil": True, "fastmath": True}
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,21 @@ class Flow:
         for u in self.steps[:-1]:
             change = _push(u, change, self.spacing)
         return change
+
+    def transported(self, change: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return `derivative` to first order: the change met half-way along the flow.
+
+        The derivative of the exponential is the mean, over the flow's time, of the change at the point reached, pushed
+        on to the end; this is its midpoint rule without the push. It serves for curvature, where an approximation
+        costs steps but no accuracy, at a tenth of the time.
+        """
+        gathered: NDArray[np.float32] = _gather(self.steps[-2], change, self.spacing)
+        return gathered
+
+    def transported_back(self, force: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return the transpose of `transported` applied to ``force``."""
+        scattered: NDArray[np.float32] = _scatter(self.steps[-2], force, self.spacing)
+        return scattered
 
     def adjoint(self, force: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return the transpose of `derivative` applied to ``force``, (z, y, x, 3)."""
@@ -89,19 +105,7 @@ def jacobian_determinant(displacement: NDArray[np.float32], spacing: NDArray[np.
     ndarray, shape (z - 1, y - 1, x - 1)
         A trilinear map's determinant is smallest near a corner of the cell, so a positive value means no fold there.
     """
-    smallest = np.full([n - 1 for n in displacement.shape[:3]], np.inf)
-    u = displacement.astype(np.float64)
-    dz = np.diff(u, axis=0) / spacing[0]
-    dy = np.diff(u, axis=1) / spacing[1]
-    dx = np.diff(u, axis=2) / spacing[2]
-    for oz in (0, 1):
-        for oy in (0, 1):
-            for ox in (0, 1):
-                z = slice(oz, u.shape[0] - 1 + oz)
-                y = slice(oy, u.shape[1] - 1 + oy)
-                x = slice(ox, u.shape[2] - 1 + ox)
-                matrix = np.stack([dz[:, y, x], dy[z, :, x], dx[z, y, :]], axis=-1)
-                np.minimum(smallest, np.linalg.det(matrix + np.eye(3)), out=smallest)
+    smallest: NDArray[np.float64] = _smallest_determinant(displacement, spacing)
     return smallest
 
 
@@ -170,7 +174,7 @@ def _interpolate(u, pz, py, px):  # type: ignore[no-untyped-def]  # noqa: ANN001
 def _square(u, spacing):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
     nz, ny, nx, _ = u.shape
     result = np.empty_like(u)
-    for z in prange(nz):
+    for z in range(nz):
         for y in range(ny):
             for x in range(nx):
                 rz, ry, rx = _interpolate(
@@ -206,7 +210,7 @@ def _push(u, change, spacing):  # type: ignore[no-untyped-def]  # noqa: ANN001, 
     """Derivative of one squaring: change + change(x + u) + Du(x + u) change."""
     nz, ny, nx, _ = u.shape
     result = np.empty_like(u)
-    for z in prange(nz):
+    for z in range(nz):
         for y in range(ny):
             for x in range(nx):
                 pz = z + u[z, y, x, 0] / spacing[0]
@@ -225,9 +229,9 @@ def _push(u, change, spacing):  # type: ignore[no-untyped-def]  # noqa: ANN001, 
     return result
 
 
-@njit(cache=True, nogil=True, fastmath=True)
+@njit(**_LOOP)
 def _pull(u, force, spacing):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
-    """Transpose of `_push`; one thread, for its scattered sums have an order."""
+    """Transpose of `_push`."""
     nz, ny, nx, _ = u.shape
     result = force.copy()
     one = np.float32(1)
@@ -261,11 +265,84 @@ def _pull(u, force, spacing):  # type: ignore[no-untyped-def]  # noqa: ANN001, A
 
 
 @njit(**_LOOP)
+def _gather(u, field, spacing):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+    """Return field(x + u)."""
+    nz, ny, nx, _ = u.shape
+    result = np.empty_like(u)
+    for z in range(nz):
+        for y in range(ny):
+            for x in range(nx):
+                rz, ry, rx = _interpolate(
+                    field,
+                    z + u[z, y, x, 0] / spacing[0],
+                    y + u[z, y, x, 1] / spacing[1],
+                    x + u[z, y, x, 2] / spacing[2],
+                )
+                result[z, y, x, 0] = rz
+                result[z, y, x, 1] = ry
+                result[z, y, x, 2] = rx
+    return result
+
+
+@njit(**_LOOP)
+def _scatter(u, force, spacing):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+    """Transpose of `_gather`."""
+    nz, ny, nx, _ = u.shape
+    result = np.zeros_like(u)
+    one = np.float32(1)
+    for z in range(nz):
+        for y in range(ny):
+            for x in range(nx):
+                iz, fz, _ = cell(z + u[z, y, x, 0] / spacing[0], nz)
+                iy, fy, _ = cell(y + u[z, y, x, 1] / spacing[1], ny)
+                ix, fx, _ = cell(x + u[z, y, x, 2] / spacing[2], nx)
+                f0 = force[z, y, x, 0]
+                f1 = force[z, y, x, 1]
+                f2 = force[z, y, x, 2]
+                for corner in range(8):
+                    oz = corner >> 2
+                    oy = (corner >> 1) & 1
+                    ox = corner & 1
+                    s = (fz if oz else one - fz) * (fy if oy else one - fy) * (fx if ox else one - fx)
+                    result[iz + oz, iy + oy, ix + ox, 0] += s * f0
+                    result[iz + oz, iy + oy, ix + ox, 1] += s * f1
+                    result[iz + oz, iy + oy, ix + ox, 2] += s * f2
+    return result
+
+
+@njit(**_LOOP)
+def _smallest_determinant(u, spacing):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+    nz, ny, nx, _ = u.shape
+    result = np.empty((nz - 1, ny - 1, nx - 1))
+    for z in range(nz - 1):
+        for y in range(ny - 1):
+            for x in range(nx - 1):
+                smallest = np.inf
+                for corner in range(8):
+                    oz = z + (corner >> 2)
+                    oy = y + ((corner >> 1) & 1)
+                    ox = x + (corner & 1)
+                    a = 1 + (u[z + 1, oy, ox, 0] - u[z, oy, ox, 0]) / spacing[0]
+                    b = (u[oz, y + 1, ox, 0] - u[oz, y, ox, 0]) / spacing[1]
+                    c = (u[oz, oy, x + 1, 0] - u[oz, oy, x, 0]) / spacing[2]
+                    d = (u[z + 1, oy, ox, 1] - u[z, oy, ox, 1]) / spacing[0]
+                    e = 1 + (u[oz, y + 1, ox, 1] - u[oz, y, ox, 1]) / spacing[1]
+                    f = (u[oz, oy, x + 1, 1] - u[oz, oy, x, 1]) / spacing[2]
+                    g = (u[z + 1, oy, ox, 2] - u[z, oy, ox, 2]) / spacing[0]
+                    h = (u[oz, y + 1, ox, 2] - u[oz, y, ox, 2]) / spacing[1]
+                    i = 1 + (u[oz, oy, x + 1, 2] - u[oz, oy, x, 2]) / spacing[2]
+                    determinant = a * (e * i - f * h) - b * (d * i - f * g) + c * (d * h - e * g)
+                    smallest = min(smallest, determinant)
+                result[z, y, x] = smallest
+    return result
+
+
+@njit(**_LOOP)
 def _invert(u, spacing, start, refine):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
     nz, ny, nx, _ = u.shape
     mz, my, mx = refine * (nz - 1) + 1, refine * (ny - 1) + 1, refine * (nx - 1) + 1
     result = np.empty((mz, my, mx, 3), dtype=np.float32)
-    for z in prange(mz):
+    for z in range(mz):
         for y in range(my):
             for x in range(mx):
                 hz, hy, hx = z / refine, y / refine, x / refine

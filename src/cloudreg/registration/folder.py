@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import numpy as np
 from cloudreg.atlas import Atlas, load_atlas
 from cloudreg.errors import InputError
 from cloudreg.execution import Engine
-from cloudreg.io import Volume, create_volume
+from cloudreg.io import Kind, Volume, create_volume, open_volume
 from cloudreg.registration.register import Registration
 from cloudreg.space import Box, Grid
 from cloudreg.transforms import Transform, apply_image
@@ -65,6 +65,23 @@ class OpenRegistration:
         """Letters of the target's physical axes, if they were known."""
         letters = self.manifest["target"]["orientation"]
         return None if letters is None else str(letters)
+
+    def open_target(self, path: str | None = None, *, kind: Kind = "image") -> Volume:
+        """Open the volume that was registered, or another one of its grid, where it lay: whatever the file says.
+
+        Raises
+        ------
+        InputError
+            If there is no such volume, or it has another shape.
+        """
+        grid = self.target_grid
+        volume = open_volume(path or self.target_path, voxel_size_um=grid.voxel_size_um, kind=kind)
+        if volume.grid.shape != grid.shape:
+            raise InputError(
+                f"expected a volume of shape {grid.shape}, that of the registered one, at {volume.path}, "
+                f"got {volume.grid.shape}: resample it first with cloudreg apply"
+            )
+        return replace(volume.placed(grid.affine), orientation=self.target_orientation)
 
     def open_atlas(self) -> Atlas:
         """Open the atlas that was registered to."""

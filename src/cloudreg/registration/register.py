@@ -100,7 +100,7 @@ def register_volume(
     finest = scales.levels[-1]
     template, grid = read_resampled(atlas.template, finest, engine=engine)
     atlas_image = _prepared(template, np.ones_like(template), grid, "template", settings)
-    values, observed, grid = read_resampled(target, finest, channel=channel, engine=engine, weight=True)
+    values, grid, observed = read_resampled(target, finest, channel=channel, engine=engine, weight=True)
     user = None if mask is None else _on_grid(mask, grid, engine)
     target_image = _prepared(values, observed, grid, "target", settings, user)
 
@@ -162,7 +162,7 @@ def _finish(solution: Solution, scales: Scales) -> Registration:
     half = [v / 2 for v in grid.voxel_size_um]
     fine_grid = Grid.from_spacing(fine.shape[:3], half, grid.origin_um.tolist())
     transform = Transform(
-        np.asarray(np.linalg.inv(fit.to_atlas), dtype=np.float64),
+        _inverse_affine(fit.to_atlas),
         DisplacementField(fine_grid, np.ascontiguousarray(np.moveaxis(fine, 3, 0))),
         DisplacementField(grid, np.ascontiguousarray(np.moveaxis(inverse, 3, 0))),
     )
@@ -179,6 +179,14 @@ def _finish(solution: Solution, scales: Scales) -> Registration:
         figures,
         scales,
     )
+
+
+def _inverse_affine(matrix: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the inverse with a last row of exactly 0 0 0 1, which the products of the fit have only nearly."""
+    inverse = np.eye(4)
+    inverse[:3, :3] = np.linalg.inv(matrix[:3, :3])
+    inverse[:3, 3] = -inverse[:3, :3] @ matrix[:3, 3]
+    return inverse
 
 
 def _figures(solution: Solution, transform: Transform, explanation: Explanation) -> dict[str, Any]:

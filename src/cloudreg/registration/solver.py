@@ -138,7 +138,7 @@ class Problem:
         downhill = -root(flow.adjoint(gradient)) - weight * fit.momentum
 
         def curvature(q: NDArray[np.float32]) -> NDArray[np.float32]:
-            return root(flow.adjoint(_symmetric(hessian, flow.derivative(root(q))))) + weight * q
+            return root(flow.transported_back(_symmetric(hessian, flow.transported(root(q))))) + weight * q
 
         step = _conjugate_gradients(curvature, downhill, iterations)
         return step, _dot(step, downhill)

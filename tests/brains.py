@@ -1,0 +1,53 @@
+"""A small blob of a brain with texture, and ways to warp it."""
+
+import numpy as np
+from scipy.ndimage import gaussian_filter, map_coordinates
+
+from cloudreg.registration.levels import Image
+from cloudreg.space import Grid
+
+VOXEL_UM = 200.0
+SHAPE = (44, 36, 40)
+
+
+def brain(shape=SHAPE, seed=0):
+    """An asymmetric textured blob, 0 outside, about 0.3 to 1 inside."""
+    rng = np.random.default_rng(seed)
+    z, y, x = (np.linspace(-1, 1, n) for n in shape)
+    z, y, x = np.meshgrid(z, y, x, indexing="ij")
+    inside = ((z / 0.75) ** 2 + ((y - 0.15 * z) / 0.66) ** 2 + (x / 0.7) ** 2 < 1) & ~(
+        (np.abs(z + 0.3) < 0.12) & (np.abs(x) < 0.3) & (y > 0.2)
+    )
+    texture = gaussian_filter(rng.standard_normal(shape), 1.8)
+    texture /= texture.std()
+    image = np.where(inside, 0.65 + 0.13 * np.clip(texture, -2.5, 2.5), 0)
+    return gaussian_filter(image, 0.6).astype(np.float32)
+
+
+def image_of(values, origin_um=(0.0, 0.0, 0.0), voxel_um=(VOXEL_UM,) * 3, weight=None):
+    grid = Grid.from_spacing(values.shape, voxel_um, origin_um)
+    weight = np.ones_like(values, dtype=np.float32) if weight is None else weight.astype(np.float32)
+    return Image(np.ascontiguousarray(values, dtype=np.float32), weight, grid)
+
+
+def displacement_field(seed, peak_um=350.0, smooth=4.5, shape=SHAPE):
+    """A smooth random displacement (3, z, y, x) in um; the map is invertible for these sizes."""
+    rng = np.random.default_rng(seed)
+    field = np.stack([gaussian_filter(rng.standard_normal(shape), smooth) for _ in range(3)])
+    return field * peak_um / np.sqrt((field**2).sum(axis=0)).max()
+
+
+def true_map(points_um, linear, shift_um, field):
+    """Target um (n, 3) to atlas um (n, 3): an affine about the middle, then the displacement."""
+    middle = (np.array(SHAPE) - 1) / 2 * VOXEL_UM
+    straight = (points_um - middle - shift_um) @ linear.T + middle
+    index = (straight / VOXEL_UM).T
+    return straight + np.stack([map_coordinates(c, index, order=3, mode="nearest") for c in field], axis=1)
+
+
+def warped(values, grid, linear, shift_um, field):
+    """The atlas as the target grid would see it, and the true atlas position of each target voxel."""
+    index = np.argwhere(np.ones(grid.shape, dtype=bool))
+    truth = true_map(grid.index_to_um(index), linear, np.asarray(shift_um), field)
+    seen = map_coordinates(values, (truth / VOXEL_UM).T, order=3, mode="constant")
+    return seen.reshape(grid.shape).astype(np.float32), truth.reshape(*grid.shape, 3)

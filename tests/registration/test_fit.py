@@ -1,0 +1,145 @@
+import numpy as np
+import pytest
+from brains import SHAPE, VOXEL_UM, brain, displacement_field, image_of, warped
+from scipy.ndimage import map_coordinates
+from scipy.spatial.transform import Rotation
+
+from cloudreg.registration.fit import choose_scales, solve
+from cloudreg.registration.prepare import prepare
+from cloudreg.settings import RegistrationSettings
+from cloudreg.space import Grid, axes_between, proper_orientations
+
+IDENTITY = [("asr", np.eye(3))]
+
+
+def prepared(values, grid, name="target", missing_data=True):
+    return prepare(values, (values != 0).astype(np.float32), grid, name=name, missing_data=missing_data)
+
+
+def atlas_grid():
+    return Grid.from_spacing(SHAPE, (VOXEL_UM,) * 3)
+
+
+def registered(target, grid, rotations=IDENTITY, **settings):
+    """Error of the fitted map at every voxel comes from `error_um`."""
+    atlas = prepared(brain(), atlas_grid(), "template", missing_data=False)
+    chosen = RegistrationSettings(resolution_um=VOXEL_UM, **{"levels": 2, **settings})
+    scales = choose_scales(atlas, grid, atlas_grid(), chosen)
+    return solve(prepared(target, grid), atlas, rotations, chosen, scales=scales)
+
+
+def mapped(solution, points_um):
+    fit = solution.fit
+    straight = points_um @ fit.to_atlas[:3, :3].T + fit.to_atlas[:3, 3]
+    node = solution.velocity_grid.um_to_index(straight).T
+    return straight + np.stack(
+        [map_coordinates(fit.flow.displacement[..., k], node, order=1, mode="nearest") for k in range(3)], axis=1
+    )
+
+
+def error_um(solution, grid, truth):
+    inside = map_coordinates(brain(), (truth.reshape(-1, 3) / VOXEL_UM).T, order=1).reshape(grid.shape) > 0.3
+    points = grid.index_to_um(np.argwhere(inside))
+    return np.linalg.norm(mapped(solution, points) - truth[inside], axis=1), inside
+
+
+@pytest.fixture(scope="module")
+def case():
+    linear = Rotation.from_rotvec([0.06, -0.05, 0.07]).as_matrix() @ np.diag([1.03, 0.97, 1.02])
+    grid = Grid.from_spacing((48, 40, 44), (VOXEL_UM,) * 3, (-350.0, -420.0, -390.0))
+    seen, truth = warped(brain(), grid, linear, (150.0, -120.0, 90.0), displacement_field(3))
+    return grid, seen, truth
+
+
+def noisy(image, seed=0):
+    """A sensor's offset and noise: nothing is exactly zero."""
+    rng = np.random.default_rng(seed)
+    return np.clip(100 + 900 * image + 12 * rng.standard_normal(image.shape), 1, None).astype(np.float32)
+
+
+def test_an_image_registers_to_itself_exactly():
+    values = brain()
+    solution = registered(values, atlas_grid())
+    fit = solution.fit
+    np.testing.assert_allclose(fit.to_atlas[:3, :3], np.eye(3), atol=1e-4)
+    points = atlas_grid().index_to_um(np.argwhere(values > 0.3))
+    assert np.linalg.norm(mapped(solution, points) - points, axis=1).max() < 0.01 * VOXEL_UM
+
+
+def test_a_known_warp_is_found(case):
+    grid, seen, truth = case
+    error, _ = error_um(registered(noisy(seen), grid), grid, truth)
+    assert np.median(error) < 0.15 * VOXEL_UM
+    assert np.quantile(error, 0.9) < 0.5 * VOXEL_UM
+
+
+def test_a_contrast_that_turns_over_costs_little(case):
+    grid, seen, truth = case
+    over = np.where(seen > 0.02, 1.1 - 0.8 * seen - 0.9 * (seen - 0.7) ** 2, 0) * np.clip(seen / 0.4, 0, 1)
+    error, _ = error_um(registered(noisy(over.astype(np.float32)), grid), grid, truth)
+    assert np.median(error) < 0.25 * VOXEL_UM
+
+
+def test_a_lost_slab_is_not_filled_with_tissue_from_elsewhere(case):
+    grid, seen, truth = case
+    target = noisy(seen)
+    whole, inside = error_um(registered(target, grid), grid, truth)
+    damaged = target.copy()
+    damaged[22:27] = 0
+    solution = registered(damaged, grid)
+    error, _ = error_um(solution, grid, truth)
+    seen_still = np.ones(grid.shape, dtype=bool)
+    seen_still[22:27] = False
+    outside = seen_still[inside]
+    assert np.median(error[outside]) < 1.2 * np.median(whole[outside])
+    assert solution.problem.level.target.weight[22:27].max() == 0
+
+
+def test_the_objective_falls_within_each_level(case):
+    grid, seen, _ = case
+    energies = registered(noisy(seen), grid).energies
+    for level in {e.level_um for e in energies}:
+        totals = [e.total for e in energies if e.level_um == level and e.step == "velocity"]
+        # The local contrast is a kernel regression, which may raise the objective a hair near convergence.
+        slack = 1e-3 * (max(totals) - min(totals)) + 1e-6 * abs(totals[-1])
+        assert all(b <= a + slack for a, b in zip(totals, totals[1:], strict=False))
+
+
+def test_the_map_does_not_fold_and_its_affine_stays_rigid_if_asked(case):
+    from cloudreg.registration.flow import jacobian_determinant
+
+    grid, seen, _ = case
+    solution = registered(noisy(seen), grid, affine="rigid")
+    flow = solution.fit.flow
+    assert jacobian_determinant(flow.displacement, flow.spacing).min() > 0
+    scales = np.linalg.svd(solution.fit.to_atlas[:3, :3], compute_uv=False)
+    # Rigid up to the one scale that the starting pose took from the volumes.
+    np.testing.assert_allclose(scales, scales[0], rtol=1e-6)
+
+
+def test_anisotropic_voxels_and_odd_sizes_give_the_same_map(case):
+    grid, seen, truth = case
+    fine = Grid.from_spacing((63, 30, 51), (150.0, 263.0, 170.0), (-330.0, -400.0, -370.0))
+    linear = Rotation.from_rotvec([0.06, -0.05, 0.07]).as_matrix() @ np.diag([1.03, 0.97, 1.02])
+    other, other_truth = warped(brain(), fine, linear, (150.0, -120.0, 90.0), displacement_field(3))
+    error, _ = error_um(registered(noisy(other), fine), fine, other_truth)
+    assert np.median(error) < 0.2 * VOXEL_UM
+
+
+@pytest.mark.parametrize("letters", ["asr", "lsa", "pil", "rpi"])
+def test_the_pose_is_found_without_letters(case, letters):
+    grid, seen, truth = case
+    turn = axes_between("asr", letters)
+    axes = np.abs(turn).argmax(axis=1)
+    signs = turn[np.arange(3), axes]
+    flipped = tuple(i for i in range(3) if signs[i] < 0)
+
+    def turned(array):
+        return np.ascontiguousarray(np.flip(array.transpose(*axes, *range(3, array.ndim)), flipped))
+
+    target, there = turned(noisy(seen)), turned(truth)
+    rotations = [(name, axes_between(name, "asr")) for name in proper_orientations("asr")]
+    solution = registered(target, Grid.from_spacing(target.shape, (VOXEL_UM,) * 3), rotations, deform=False)
+    assert solution.poses[0].name == letters
+    error, _ = error_um(solution, Grid.from_spacing(target.shape, (VOXEL_UM,) * 3), there)
+    assert np.median(error) < 1.5 * VOXEL_UM

@@ -1,0 +1,146 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from cloudreg.registration.contrast import initial_contrast
+from cloudreg.registration.flow import Flow
+from cloudreg.registration.kernels import Mixture
+from cloudreg.registration.levels import make_level
+from cloudreg.registration.reference import explain
+from cloudreg.registration.smoothness import Smoothness
+from cloudreg.registration.solver import Fit, Problem
+from cloudreg.space import Grid
+
+from brains import brain, image_of
+
+SPACING = 500.0
+
+
+@pytest.fixture(scope="module")
+def case():
+    """A fit away from the optimum: turned, displaced, with a contrast that varies and turns over."""
+    rng = np.random.default_rng(5)
+    atlas = image_of(brain())
+    weight = (rng.random(atlas.values.shape) > 0.1) * rng.uniform(0.3, 1, atlas.values.shape)
+    target = image_of(
+        brain()[:, ::-1, :] * 0.7 + 0.05 * rng.standard_normal(atlas.values.shape), (-300.0, 100.0, 50.0), weight=weight
+    )
+    level = make_level(target, atlas, 200.0)
+    grid = Grid.from_spacing((20, 18, 19), (SPACING,) * 3, (-800.0, -800.0, -800.0))
+    spacing = np.full(3, SPACING, dtype=np.float32)
+    smoothness = Smoothness(grid.shape, spacing, 800.0)
+    field = smoothness.root(rng.standard_normal((*grid.shape, 3)).astype(np.float32))
+    field = np.ascontiguousarray(field * 200 / np.abs(field).max(), dtype=np.float32)
+    contrast = initial_contrast(level.atlas[level.atlas > 0.05], 3, (0.0, 0.8))
+    contrast = contrast.on_nodes(target.grid.shape, np.full(3, 6.0))
+    bumpy = contrast.coefficients + 0.1 * rng.standard_normal(contrast.coefficients.shape).astype(np.float32)
+    contrast = replace(contrast, coefficients=bumpy.astype(np.float32))
+    turn = np.eye(4)
+    turn[:3, :3] += 0.05 * rng.standard_normal((3, 3))
+    turn[:3, 3] = [150.0, -80.0, 40.0]
+    mixture = Mixture(0.25, 0.6, 0.3, 1.1, -0.05, (0.75, 0.15, 0.1))
+    fit = Fit(turn, np.zeros_like(field), Flow(spacing, (field,)), contrast, mixture)
+    return Problem(level, grid, smoothness, 1.0), fit
+
+
+def test_objective_agrees_with_the_plain_reference(case):
+    problem, fit = case
+    explanation = explain(problem.level, problem.velocity_grid, fit)
+    expected = -np.sum(problem.level.target.weight * explanation.log_likelihood, dtype=float)
+    assert problem.evaluate(fit).data == pytest.approx(expected, rel=2e-5)
+
+
+def test_statistics_agree_with_the_plain_reference(case):
+    problem, fit = case
+    explanation = explain(problem.level, problem.velocity_grid, fit)
+    weight, grey = problem.level.target.weight, problem.level.target.values
+    tissue = explanation.atlas > fit.contrast.scale[4]
+    match = weight * explanation.match
+    expected = [
+        match[tissue].sum(),
+        (match * (grey - explanation.predicted) ** 2)[tissue].sum(),
+        (weight * explanation.artifact).sum(),
+        (weight * explanation.artifact * grey).sum(),
+        (weight * explanation.background).sum(),
+        (weight * explanation.background * grey).sum(),
+    ]
+    np.testing.assert_allclose(problem.evaluate(fit).statistics, expected, rtol=1e-3)
+
+
+def test_moments_count_each_matching_voxel_once(case):
+    problem, fit = case
+    explanation = explain(problem.level, problem.velocity_grid, fit)
+    moments = problem.evaluate(fit).moments
+    match = problem.level.target.weight * explanation.match
+    assert moments[..., 0].sum() == pytest.approx(match.sum(), rel=1e-4)
+    first_cross = 2 * fit.contrast.order + 1
+    assert moments[..., first_cross].sum() == pytest.approx((match * problem.level.target.values).sum(), rel=1e-3)
+
+
+def test_velocity_gradient_is_the_limit_of_differences(case):
+    problem, fit = case
+    rng = np.random.default_rng(7)
+    change = problem.smoothness.root(rng.standard_normal(fit.flow.displacement.shape).astype(np.float32))
+    from cloudreg.registration.kernels import linearize
+
+    gradient, _, _, _ = linearize(*problem._arguments(fit))
+
+    def data(step):
+        moved = Flow(fit.flow.spacing, (fit.flow.displacement + np.float32(step) * change,))
+        return problem.evaluate(replace(fit, flow=moved)).data
+
+    step = 2.0 / np.abs(change).max()
+    difference = (data(step) - data(-step)) / (2 * step)
+    assert np.sum(gradient.astype(float) * change) == pytest.approx(difference, rel=5e-3)
+
+
+@pytest.mark.parametrize("kind", ["rigid", "similarity", "affine"])
+def test_affine_step_lowers_the_objective(case, kind):
+    from cloudreg.registration.solver import affine_generators
+
+    problem, fit = case
+    generators = affine_generators(kind, np.array([4000.0, 3500.0, 4000.0]), 6000.0)
+    update = problem.affine_step(fit, generators)
+    small = replace(fit, to_atlas=update(100.0))
+    assert problem.evaluate(small).data < problem.evaluate(fit).data
+    change = small.to_atlas @ np.linalg.inv(fit.to_atlas)
+    scales = np.linalg.svd(change[:3, :3], compute_uv=False)
+    if kind == "rigid":
+        np.testing.assert_allclose(scales, 1, atol=1e-9)
+    if kind == "similarity":
+        np.testing.assert_allclose(scales, scales[0], atol=1e-9)
+
+
+def test_affine_gradient_is_the_limit_of_differences(case):
+    from cloudreg.registration.kernels import linearize
+
+    problem, fit = case
+    _, _, gradient, _ = linearize(*problem._arguments(fit))
+    exact, measured = [], []
+    for row in range(3):
+        for column in range(4):
+            direction = np.zeros((4, 4))
+            # A shift of 1 um, or as much at the far side of the brain.
+            direction[row, column] = 1.0 if column == 3 else 2e-4
+            ahead = replace(fit, to_atlas=fit.to_atlas + direction)
+            behind = replace(fit, to_atlas=fit.to_atlas - direction)
+            measured.append((problem.evaluate(ahead).data - problem.evaluate(behind).data) / 2)
+            exact.append(float(gradient @ (direction @ problem.level.target.grid.affine)[:3].ravel()))
+    # The rest is the kinks of trilinear interpolation and of the clamped contrast.
+    assert np.linalg.norm(np.subtract(measured, exact)) < 0.02 * np.linalg.norm(measured)
+
+
+def test_sums_do_not_depend_on_the_number_of_threads(case):
+    import numba
+
+    problem, fit = case
+    many = problem.evaluate(fit)
+    threads = numba.get_num_threads()
+    numba.set_num_threads(1)
+    try:
+        one = problem.evaluate(fit)
+    finally:
+        numba.set_num_threads(threads)
+    assert one.data == many.data
+    np.testing.assert_array_equal(one.moments, many.moments)
