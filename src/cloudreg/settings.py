@@ -5,8 +5,9 @@ Lengths are micrometres. A setting left out of the file has the default shown he
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -18,6 +19,9 @@ class Settings(BaseModel):
     """A frozen model that refuses names it does not know."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+Model = TypeVar("Model", bound=Settings)
 
 
 class ShadingSettings(Settings):
@@ -55,7 +59,7 @@ class IlluminationSettings(Settings):
 
     method: Literal["n4", "none"] = "n4"
     working_voxel_um: float = Field(15.0, gt=0, description="voxel size on which the field is found")
-    working_voxels: int = Field(2_000_000, ge=10_000, description="upper bound on the voxels N4 runs on")
+    working_voxels: int = Field(100_000, ge=10_000, description="upper bound on the voxels N4 runs on")
     spline_distance_um: float = Field(4000.0, gt=0, description="distance of N4's control points")
 
 
@@ -89,6 +93,9 @@ class AtlasSettings(Settings):
     ontology: str | None = Field(None, description="table of the labels' names: structures.json, Allen JSON, or CSV")
     orientation: str | None = Field(None, description="letters of the template's axes z y x")
     voxel_size_um: tuple[float, float, float] | None = Field(None, description="of the template, z y x")
+    labels_share: Literal["corner", "centre"] = Field(
+        "corner", description="where labels without a frame begin: at the template's outer corner or first voxel centre"
+    )
 
     @model_validator(mode="after")
     def _one_atlas(self) -> AtlasSettings:
@@ -129,14 +136,43 @@ def load_settings(path: str | Path) -> RunSettings:
         raise InputError(f"expected a YAML file of settings at {path}: {reason}") from error
     if values is not None and not isinstance(values, dict):
         raise InputError(f"expected settings by name in {path}, got a {type(values).__name__}: see cloudreg run --help")
+    return _checked(RunSettings, values or {}, f" in {path}")
+
+
+def override(settings: Model, values: Mapping[str, object]) -> Model:
+    """Return settings with some values replaced, checked like those of a file.
+
+    Parameters
+    ----------
+    settings
+        Left as they are.
+    values
+        By name, with a dot before the name of a stage's setting (``registration.device``); None changes nothing.
+
+    Raises
+    ------
+    InputError
+        If there is no such name, or a value is out of range.
+    """
+    dump = settings.model_dump()
+    for name, value in values.items():
+        *stages, last = name.split(".")
+        place = dump
+        for stage in stages:
+            place = place[stage]
+        if value is not None:
+            place[last] = value
+    return _checked(type(settings), dump, "")
+
+
+def _checked(model: type[Model], values: dict[str, object], where: str) -> Model:
     try:
-        return RunSettings.model_validate(values or {})
+        return model.model_validate(values)
     except ValidationError as error:
         first = error.errors()[0]
         name = ".".join(str(part) for part in first["loc"])
-        raise InputError(
-            f"setting {name} in {path}: {first['msg'].removeprefix('Value error, ')}, got {first['input']!r}"
-        ) from error
+        reason = first["msg"].removeprefix("Value error, ")
+        raise InputError(f"setting {name}{where}: {reason}, got {first['input']!r}") from error
 
 
 def save_settings(settings: Settings, path: str | Path) -> None:

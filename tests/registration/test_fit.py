@@ -1,9 +1,11 @@
+import itertools
+
 import numpy as np
 import pytest
-from brains import SHAPE, VOXEL_UM, brain, displacement_field, image_of, warped
 from scipy.ndimage import map_coordinates
 from scipy.spatial.transform import Rotation
 
+from brains import SHAPE, VOXEL_UM, brain, displacement_field, warped
 from cloudreg.registration.fit import choose_scales, solve
 from cloudreg.registration.prepare import prepare
 from cloudreg.settings import RegistrationSettings
@@ -102,7 +104,7 @@ def test_the_objective_falls_within_each_level(case):
         totals = [e.total for e in energies if e.level_um == level and e.step == "velocity"]
         # The local contrast is a kernel regression, which may raise the objective a hair near convergence.
         slack = 1e-3 * (max(totals) - min(totals)) + 1e-6 * abs(totals[-1])
-        assert all(b <= a + slack for a, b in zip(totals, totals[1:], strict=False))
+        assert all(b <= a + slack for a, b in itertools.pairwise(totals))
 
 
 def test_the_map_does_not_fold_and_its_affine_stays_rigid_if_asked(case):
@@ -117,8 +119,7 @@ def test_the_map_does_not_fold_and_its_affine_stays_rigid_if_asked(case):
     np.testing.assert_allclose(scales, scales[0], rtol=1e-6)
 
 
-def test_anisotropic_voxels_and_odd_sizes_give_the_same_map(case):
-    grid, seen, truth = case
+def test_anisotropic_voxels_and_odd_sizes_give_the_same_map():
     fine = Grid.from_spacing((63, 30, 51), (150.0, 263.0, 170.0), (-330.0, -400.0, -370.0))
     linear = Rotation.from_rotvec([0.06, -0.05, 0.07]).as_matrix() @ np.diag([1.03, 0.97, 1.02])
     other, other_truth = warped(brain(), fine, linear, (150.0, -120.0, 90.0), displacement_field(3))
@@ -128,7 +129,7 @@ def test_anisotropic_voxels_and_odd_sizes_give_the_same_map(case):
 
 @pytest.mark.parametrize("letters", ["asr", "lsa", "pil", "rpi"])
 def test_the_pose_is_found_without_letters(case, letters):
-    grid, seen, truth = case
+    _, seen, truth = case
     turn = axes_between("asr", letters)
     axes = np.abs(turn).argmax(axis=1)
     signs = turn[np.arange(3), axes]

@@ -31,7 +31,7 @@ def memory_budget_bytes(requested: str | int | None = None) -> int:
     if requested is None:
         return int(0.6 * min(psutil.virtual_memory().available, _cgroup_free_bytes()))
     if isinstance(requested, str):
-        match = re.fullmatch(r"\s*([0-9.]+)\s*([kmgt]?i?)b?\s*", requested.lower())
+        match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]*)?|\.[0-9]+)\s*((?:[kmgt]i?)?)b?\s*", requested.lower())
         if match is None:
             raise InputError(f"a memory size is a number with a unit, such as 4GB or 512MiB; got {requested!r}")
         requested = int(float(match[1]) * _UNITS[match[2]])

@@ -191,10 +191,12 @@ def solve(
     fit, poses, energies = _best_pose(coarse, start, candidates, generators)
     report(_describe(poses))
     if len(levels) > 1 and generators.size:
-        fit, more = fit_affine(problem(levels[1], 1.0), fit, generators, iterations=10)
+        second = levels[1].near_the_brain(fit.to_atlas, 4 * scales.unit)
+        fit, more = fit_affine(problem(second, 1.0), fit, generators, iterations=10)
         energies += more
 
-    for number, level in enumerate(levels):
+    for number, whole in enumerate(levels):
+        level = whole.near_the_brain(fit.to_atlas, 4 * scales.unit)
         last = problem(level, _at(settings.regularization, number, len(levels)))
         if not settings.deform:
             continue

@@ -130,10 +130,20 @@ def write_registration(
     transform.save(folder)
     _write_energies(registration, folder / ENERGIES)
     _write_weights(registration, target, folder / WEIGHTS)
-    to_target = {"to": "target", "engine": engine, "orientation": target.orientation}
+    pulled = [(atlas.template, TEMPLATE_IN_TARGET, False)]
     if atlas.labels is not None:
-        apply_image(transform, atlas.labels, target.grid, str(folder / LABELS_IN_TARGET), labels=True, **to_target)
-    apply_image(transform, atlas.template, target.grid, str(folder / TEMPLATE_IN_TARGET), labels=False, **to_target)
+        pulled.append((atlas.labels, LABELS_IN_TARGET, True))
+    for source, name, labels in pulled:
+        apply_image(
+            transform,
+            source,
+            target.grid,
+            str(folder / name),
+            to="target",
+            labels=labels,
+            engine=engine,
+            orientation=target.orientation,
+        )
     apply_image(
         transform,
         target,

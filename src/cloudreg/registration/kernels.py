@@ -231,6 +231,8 @@ def linearize(target, weight, active, atlas, outside, u, to_velocity, to_atlas, 
 
     Returns
     -------
+    objective : float
+        As from `evaluate`.
     gradient : ndarray, shape (z, y, x, 3)
         Derivative by the displacement at each node of the velocity grid, per um.
     hessian : ndarray, shape (z, y, x, 6)
@@ -241,14 +243,15 @@ def linearize(target, weight, active, atlas, outside, u, to_velocity, to_atlas, 
     _, ny, nx = target.shape
     gradient = np.zeros((RUNS, u.shape[0], u.shape[1], u.shape[2], 3), dtype=np.float32)
     hessian = np.zeros((RUNS, u.shape[0], u.shape[1], u.shape[2], 6), dtype=np.float32)
+    objective = np.zeros(RUNS)
     affine_gradient = np.zeros((RUNS, 12))
     affine_hessian = np.zeros((RUNS, 12, 12))
-    # Derivatives of the displacement come from differences between nodes, so per velocity voxel.
     n = active.size
     curvature = 2 * m[1]
     for run in prange(RUNS):
         g_own = gradient[run]
         h_own = hessian[run]
+        data = 0.0
         d = np.zeros(12)
         ag = np.zeros(12)
         ah = np.zeros((12, 12))
@@ -271,16 +274,15 @@ def linearize(target, weight, active, atlas, outside, u, to_velocity, to_atlas, 
             ay += um_to_atlas[1, 0] * uz + um_to_atlas[1, 1] * uy + um_to_atlas[1, 2] * ux
             ax += um_to_atlas[2, 0] * uz + um_to_atlas[2, 1] * uy + um_to_atlas[2, 2] * ux
             value, dz, dy, dx = spline_with_gradient(atlas, az, ay, ax, outside)
-            if dz == 0 and dy == 0 and dx == 0:
-                continue
-            t = np.float32((value - scale[0]) * scale[1])
-            if t < scale[2] or t > scale[3]:
-                continue
+            t = np.float32(min(max((value - scale[0]) * scale[1], scale[2]), scale[3]))
             cz = to_contrast[0, 0] * z + to_contrast[0, 1]
             cy = to_contrast[1, 0] * y + to_contrast[1, 1]
             cx = to_contrast[2, 0] * x + to_contrast[2, 1]
             predicted, slope = _polynomial(c, cz, cy, cx, t)
-            _, match, _, _ = _posterior(j, predicted, m)
+            total, match, _, _ = _posterior(j, predicted, m)
+            data -= weight[z, y, x] * math.log(total)
+            if t == scale[2] or t == scale[3] or (dz == 0 and dy == 0 and dx == 0):
+                continue
             slope *= np.float32(scale[1])
             # Gradient of the prediction by position, per um.
             qz = slope * np.float32(um_to_atlas[0, 0] * dz + um_to_atlas[1, 0] * dy + um_to_atlas[2, 0] * dx)
@@ -352,6 +354,7 @@ def linearize(target, weight, active, atlas, outside, u, to_velocity, to_atlas, 
                 ag[a] += scaled * residual
                 for b in range(a, 12):
                     ah[a, b] += scaled * d[b]
+        objective[run] = data
         for a in range(12):
             affine_gradient[run, a] = ag[a]
             for b in range(a, 12):
@@ -362,7 +365,7 @@ def linearize(target, weight, active, atlas, outside, u, to_velocity, to_atlas, 
         hessian[0] += hessian[run]
         affine_gradient[0] += affine_gradient[run]
         affine_hessian[0] += affine_hessian[run]
-    return gradient[0], hessian[0], affine_gradient[0], affine_hessian[0]
+    return objective.sum(), gradient[0], hessian[0], affine_gradient[0], affine_hessian[0]
 
 
 @njit(**_INLINE)

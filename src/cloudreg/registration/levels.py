@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -78,6 +78,27 @@ class Level:
     atlas: NDArray[np.float32]
     outside: np.float32
     atlas_grid: Grid
+
+    def near_the_brain(self, to_atlas: NDArray[np.float64], margin_um: float) -> Level:
+        """Return the level with only those target voxels active that may take part.
+
+        Parameters
+        ----------
+        to_atlas
+            4 x 4, target um to atlas um, good to within ``margin_um``.
+        margin_um
+            Voxels farther than this from the atlas's brain and from the target's tissue only tell that background is
+            background, and are left out.
+        """
+        from scipy.ndimage import affine_transform, uniform_filter
+
+        grid = self.target.grid
+        step = np.linalg.inv(self.atlas_grid.affine) @ to_atlas @ grid.affine
+        brain = affine_transform(self.atlas, step[:3, :3], step[:3, 3], grid.shape, order=1, mode="constant") > 0.1
+        wanted = (brain | self.target.foreground()).astype(np.float32)
+        size = [2 * int(np.ceil(margin_um / v)) + 1 for v in grid.voxel_size_um]
+        near = uniform_filter(wanted, size, mode="constant") > 0.5 / np.prod(size)
+        return replace(self, active=np.flatnonzero(near & (self.target.weight > 0)))
 
 
 def make_level(target: Image, atlas: Image, voxel_um: float) -> Level:

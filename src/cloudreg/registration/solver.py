@@ -68,6 +68,17 @@ class Evaluation:
 
 
 @dataclass(frozen=True)
+class Linearization:
+    """The data term at a fit and its derivatives, as `cloudreg.registration.kernels.linearize` sums them."""
+
+    data: float
+    gradient: NDArray[np.float32]
+    hessian: NDArray[np.float32]
+    affine_gradient: NDArray[np.float64]
+    affine_hessian: NDArray[np.float64]
+
+
+@dataclass(frozen=True)
 class Energy:
     """One line of ``energies.csv``."""
 
@@ -131,25 +142,30 @@ class Problem:
         """Return the prior's part of the objective."""
         return 0.5 * self.prior_weight * _dot(fit.momentum, fit.momentum)
 
-    def velocity_step(self, fit: Fit, iterations: int) -> tuple[NDArray[np.float32], float]:
+    def linearize(self, fit: Fit) -> Linearization:
+        """Return the data term and its derivatives."""
+        return Linearization(*linearize(*self._arguments(fit)))
+
+    def velocity_step(self, fit: Fit, linear: Linearization, iterations: int) -> tuple[NDArray[np.float32], float]:
         """Return the Gauss-Newton change of the momentum and the decrease that it promises per unit step."""
-        gradient, hessian, _, _ = linearize(*self._arguments(fit))
         root, flow, weight = self.smoothness.root, fit.flow, np.float32(self.prior_weight)
-        downhill = -root(flow.adjoint(gradient)) - weight * fit.momentum
+        downhill = -root(flow.adjoint(linear.gradient)) - weight * fit.momentum
 
         def curvature(q: NDArray[np.float32]) -> NDArray[np.float32]:
-            return root(flow.transported_back(_symmetric(hessian, flow.transported(root(q))))) + weight * q
+            force = _symmetric(linear.hessian, flow.transported(root(q)))
+            return root(flow.transported_back(force)) + weight * q
 
         step = _conjugate_gradients(curvature, downhill, iterations)
         return step, _dot(step, downhill)
 
-    def affine_step(self, fit: Fit, generators: NDArray[np.float64]) -> Callable[[float], NDArray[np.float64]]:
+    def affine_step(
+        self, fit: Fit, linear: Linearization, generators: NDArray[np.float64]
+    ) -> Callable[[float], NDArray[np.float64]]:
         """Return the damped Gauss-Newton update of ``to_atlas`` as a function of the damping."""
-        _, _, gradient, hessian = linearize(*self._arguments(fit))
         index_to_um = fit.to_atlas @ self.level.target.grid.affine
         columns = np.stack([(g @ index_to_um)[:3].ravel() for g in generators], axis=1)
-        slope = columns.T @ gradient
-        curvature = columns.T @ hessian @ columns
+        slope = columns.T @ linear.affine_gradient
+        curvature = columns.T @ linear.affine_hessian @ columns
         diagonal = np.diag(np.diag(curvature) + 1e-12 * np.trace(curvature) + 1e-300)
 
         def update(damping: float) -> NDArray[np.float64]:
@@ -207,19 +223,19 @@ def fit_affine(
     problem: Problem, fit: Fit, generators: NDArray[np.float64], *, iterations: int, tolerance: float = 1e-4
 ) -> tuple[Fit, list[Energy]]:
     """Fit the affine, the contrast and the mixture; the velocity stays."""
-    energies = []
+    energies: list[Energy] = []
     damping = 1e-2
-    evaluation = problem.evaluate(fit)
     quiet = 0
     for iteration in range(iterations):
-        fit, now, damping, moved = _affine_iteration(problem, fit, evaluation, generators, damping)
-        fit = _em_update(fit, now, None)
-        before = evaluation.data
-        evaluation = problem.evaluate(fit)
-        energies.append(_energy(problem, fit, evaluation, iteration, "affine"))
-        quiet = quiet + 1 if before - evaluation.data < tolerance * problem.level.active.size else 0
-        if not moved or quiet >= 2:
+        linear = problem.linearize(fit)
+        energies.append(_energy(problem, fit, linear.data, iteration, "affine"))
+        quiet = quiet + 1 if _gained(energies) < tolerance * problem.level.active.size else 0
+        if quiet >= 2:
             break
+        fit, evaluation, damping = _affine_iteration(problem, fit, linear, generators, damping)
+        if evaluation is None:
+            break
+        fit = _em_update(fit, evaluation, None)
     return fit, energies
 
 
@@ -250,45 +266,53 @@ def fit_velocity(
     advance
         Called with 1 after each step.
     """
-    energies = []
+    energies: list[Energy] = []
     damping = 1e-2
-    evaluation = problem.evaluate(fit)
     quiet = 0
     for iteration in range(iterations):
-        before = evaluation.data + problem.prior(fit)
-        if generators.size and (iteration < 2 or iteration % 4 == 0):
-            fit, evaluation, damping, _ = _affine_iteration(problem, fit, evaluation, generators, damping)
-        step, promised = problem.velocity_step(fit, 20)
-        fit, evaluation, moved = _line_search(problem, fit, evaluation, step, promised)
-        fit = _em_update(fit, evaluation, smoothing)
-        evaluation = problem.evaluate(fit)
-        energies.append(_energy(problem, fit, evaluation, iteration, "velocity"))
-        advance(1)
-        after = evaluation.data + problem.prior(fit)
-        quiet = quiet + 1 if before - after < tolerance * problem.level.active.size else 0
-        if not moved or quiet >= 2:
+        linear = problem.linearize(fit)
+        if generators.size and iteration % 8 == 0:
+            fit, moved, damping = _affine_iteration(problem, fit, linear, generators, damping)
+            if moved is not None:
+                fit = _em_update(fit, moved, smoothing)
+                linear = problem.linearize(fit)
+        energies.append(_energy(problem, fit, linear.data, iteration, "velocity"))
+        quiet = quiet + 1 if _gained(energies) < tolerance * problem.level.active.size else 0
+        if quiet >= 2:
             break
+        step, promised = problem.velocity_step(fit, linear, 20)
+        fit, evaluation = _line_search(problem, fit, linear, step, promised)
+        advance(1)
+        if evaluation is None:
+            break
+        fit = _em_update(fit, evaluation, smoothing)
     return fit, energies
 
 
+def _gained(energies: list[Energy]) -> float:
+    """Return by how much the last step lowered the objective; infinite before the second."""
+    return energies[-2].total - energies[-1].total if len(energies) > 1 else float("inf")
+
+
 def _affine_iteration(
-    problem: Problem, fit: Fit, evaluation: Evaluation, generators: NDArray[np.float64], damping: float
-) -> tuple[Fit, Evaluation, float, bool]:
-    update = problem.affine_step(fit, generators)
+    problem: Problem, fit: Fit, linear: Linearization, generators: NDArray[np.float64], damping: float
+) -> tuple[Fit, Evaluation | None, float]:
+    """Raise the damping until the step lowers the data term; no evaluation where no step does."""
+    update = problem.affine_step(fit, linear, generators)
     for _ in range(6):
         candidate = replace(fit, to_atlas=update(damping))
         result = problem.evaluate(candidate)
-        if result.data < evaluation.data:
-            return candidate, result, max(damping / 5, 1e-6), True
+        if result.data < linear.data:
+            return candidate, result, max(damping / 5, 1e-6)
         damping *= 5
-    return fit, evaluation, damping, False
+    return fit, None, damping
 
 
 def _line_search(
-    problem: Problem, fit: Fit, evaluation: Evaluation, step: NDArray[np.float32], promised: float
-) -> tuple[Fit, Evaluation, bool]:
+    problem: Problem, fit: Fit, linear: Linearization, step: NDArray[np.float32], promised: float
+) -> tuple[Fit, Evaluation | None]:
     """Halve the step until the marginal objective falls (Armijo) and no cell of the map comes near folding."""
-    start = evaluation.data + problem.prior(fit)
+    start = linear.data + problem.prior(fit)
     length = 1.0
     for _ in range(8):
         momentum = fit.momentum + np.float32(length) * step
@@ -297,9 +321,9 @@ def _line_search(
             candidate = replace(fit, momentum=momentum, flow=flow)
             result = problem.evaluate(candidate)
             if result.data + problem.prior(candidate) < start - 1e-4 * length * promised:
-                return candidate, result, True
+                return candidate, result
         length /= 2
-    return fit, evaluation, False
+    return fit, None
 
 
 def _em_update(fit: Fit, evaluation: Evaluation, smoothing: NDArray[np.float64] | None) -> Fit:
@@ -357,14 +381,14 @@ def _conjugate_gradients(
     return x
 
 
-def _energy(problem: Problem, fit: Fit, evaluation: Evaluation, iteration: int, step: str) -> Energy:
+def _energy(problem: Problem, fit: Fit, data: float, iteration: int, step: str) -> Energy:
     prior = problem.prior(fit)
     return Energy(
         problem.level.voxel_um,
         iteration,
         step,
-        evaluation.data + prior,
-        evaluation.data,
+        data + prior,
+        data,
         prior,
         fit.mixture.sigma_match,
     )

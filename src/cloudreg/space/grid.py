@@ -83,7 +83,7 @@ class Grid:
     @property
     def size_um(self) -> NDArray[np.float64]:
         """Physical length of each array axis, outer face to outer face."""
-        return np.asarray(self.shape) * np.asarray(self.voxel_size_um)
+        return np.multiply(self.shape, self.voxel_size_um, dtype=np.float64)
 
     @property
     def voxel_volume_um3(self) -> float:

@@ -1,0 +1,35 @@
+# Everything here needs Python 3.11+ and make, nothing else.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.installed
+
+.PHONY: demo test test-all lint format clean
+.DELETE_ON_ERROR:
+
+demo: $(READY)      ## raw tiles to region table, on an acquisition the demo makes itself
+	$(BIN)/cloudreg demo cloudreg-demo
+
+test: lint          ## lint, types, and every test that takes less than a minute
+	$(BIN)/pytest -m "not slow"
+
+test-all: lint      ## the slow tests too
+	$(BIN)/pytest
+
+lint: $(READY)
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+format: $(READY)
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+clean:
+	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "CloudReg needs Python 3.11 or newer, this is " + sys.version.split()[0] + ": make PYTHON=python3.11")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --disable-pip-version-check --quiet -c constraints.txt -e '.[test]'
+	touch $@

@@ -1,0 +1,5 @@
+"""``python -m cloudreg``."""
+
+from cloudreg.cli import main
+
+main()

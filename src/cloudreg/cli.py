@@ -1,0 +1,456 @@
+"""The command line: parses, builds settings, calls; no logic.
+
+Heavy packages are imported inside the commands, so that ``cloudreg --help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from cloudreg.errors import CloudRegError
+
+if TYPE_CHECKING:
+    from cloudreg.execution import Engine
+    from cloudreg.settings import RunSettings
+
+app = typer.Typer(
+    help="From raw light-sheet tiles to a registered brain with numbers for every region.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="With --debug, anywhere on the line, an error shows its traceback.",
+)
+
+
+def _whole_numbers(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError as error:
+        raise typer.BadParameter(f"expected whole numbers with commas between, such as 0,1; got {text!r}") from error
+
+
+Raw = Annotated[Path, typer.Argument(help="Folder of a COLM acquisition (the one with Experiment.ini).")]
+VolumeIn = Annotated[str, typer.Argument(help="TIFF, folder of TIFFs, NIfTI, NRRD, OME-Zarr or precomputed volume.")]
+VolumeOut = Annotated[
+    str, typer.Argument(help="New volume: *.ome.zarr, precomputed://PATH, *.tif, *.nii.gz or *.nrrd.")
+]
+Registration = Annotated[Path, typer.Argument(help="Registration folder, or the folder of a run.")]
+Settings = Annotated[Path | None, typer.Option("--settings", help="YAML file; flags override it.")]
+Workers = Annotated[int | None, typer.Option("--workers", min=1, help="Threads; default: one a core.")]
+Memory = Annotated[str | None, typer.Option("--memory", help="Such as 8GB; default: 60 % of what is free.")]
+Cluster = Annotated[
+    str | None, typer.Option("--cluster", help="Dask scheduler, tcp://host:8786; default: this machine.")
+]
+VoxelSize = Annotated[
+    tuple[float, float, float] | None,
+    typer.Option(
+        "--voxel-size", "-v", metavar="Z Y X", help="Micrometres along the array's axes; overrides the header."
+    ),
+]
+Orientation = Annotated[
+    str | None,
+    typer.Option("--orientation", help="Side where each axis z, y, x starts, such as asr; overrides the header."),
+]
+AtlasName = Annotated[
+    str | None, typer.Option("--atlas", help="BrainGlobe atlas such as allen_mouse_25um, or a folder.")
+]
+Template = Annotated[str | None, typer.Option("--template", help="Template volume of an atlas of your own.")]
+Labels = Annotated[str | None, typer.Option("--labels", help="Label volume of that template.")]
+Ontology = Annotated[str | None, typer.Option("--ontology", help="Names of those labels: JSON or CSV.")]
+AtlasOrientation = Annotated[str | None, typer.Option("--atlas-orientation", help="Overrides the atlas's header.")]
+AtlasVoxelSize = Annotated[
+    tuple[float, float, float] | None,
+    typer.Option("--atlas-voxel-size", metavar="Z Y X", help="Of the template, micrometres; overrides the header."),
+]
+Channel = Annotated[int, typer.Option("--channel", min=0, help="Which channel.")]
+# Typer has no type for this; `_whole_numbers` gives a tuple of int, or the default None.
+Channels = Annotated[
+    Any, typer.Option("--channels", "--channel", parser=_whole_numbers, metavar="N,N…", help="Default: all.")
+]
+To = Annotated[Literal["target", "atlas"], typer.Option("--to", help="The space to go to.")]
+Resolution = Annotated[float | None, typer.Option("--resolution", metavar="UM", help="Voxel size of the finest level.")]
+Shading = Annotated[
+    Path | None, typer.Option("--shading", help="Flat field of the tiles (shading/channel_NN of a run); default: none.")
+]
+Device = Annotated[Literal["cpu", "cuda"] | None, typer.Option("--device", help="Where the solver runs.")]
+
+
+def _engine(workers: int | None, memory: str | None, cluster: str | None = None) -> Engine:
+    from cloudreg.execution import Engine, progress
+
+    progress.enable()
+    return Engine(workers=workers, memory=memory, cluster=cluster)
+
+
+def _settings(path: Path | None, **flags: object) -> RunSettings:
+    from cloudreg.settings import RunSettings, load_settings, override
+
+    settings = RunSettings() if path is None else load_settings(path)
+    return override(settings, {name.replace("__", "."): value for name, value in flags.items()})
+
+
+def _atlas(
+    name: str | None,
+    template: str | None,
+    labels: str | None,
+    ontology: str | None,
+    orientation: str | None,
+    voxel_size_um: tuple[float, float, float] | None,
+) -> dict[str, object]:
+    values = {
+        "name": name,
+        "template": template,
+        "labels": labels,
+        "ontology": ontology,
+        "orientation": orientation,
+        "voxel_size_um": voxel_size_um,
+    }
+    # A name or a template is another atlas than that of the settings file; the rest alone corrects it.
+    return {"atlas": values} if name or template else {f"atlas__{key}": value for key, value in values.items()}
+
+
+def _command() -> str:
+    return shlex.join(["cloudreg", *sys.argv[1:]])
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Argument(help="Folder to make.")] = Path("cloudreg-demo"),
+    workers: Workers = None,
+    memory: Memory = None,
+) -> None:
+    """Run everything on an acquisition made here, and print the errors against the known truth."""
+    from cloudreg import commands
+
+    with _engine(workers, memory) as engine:
+        commands.demo(out, engine, command=_command())
+
+
+@app.command()
+def run(
+    raw: Raw,
+    out: Annotated[Path, typer.Argument(help="Folder of the run: new, or one of the same raw data to go on with.")],
+    settings: Settings = None,
+    atlas: AtlasName = None,
+    template: Template = None,
+    labels: Labels = None,
+    ontology: Ontology = None,
+    atlas_orientation: AtlasOrientation = None,
+    atlas_voxel_size: AtlasVoxelSize = None,
+    channels: Channels = None,
+    registration_channel: Annotated[
+        int | None, typer.Option("--registration-channel", min=0, help="Channel to align by and register.")
+    ] = None,
+    orientation: Orientation = None,
+    resolution: Resolution = None,
+    device: Device = None,
+    workers: Workers = None,
+    memory: Memory = None,
+    cluster: Cluster = None,
+) -> None:
+    """Raw tiles to region table; a stopped run goes on where it was."""
+    from cloudreg import pipeline
+
+    chosen = _settings(
+        settings,
+        **_atlas(atlas, template, labels, ontology, atlas_orientation, atlas_voxel_size),
+        channels=channels,
+        registration_channel=registration_channel,
+        orientation=orientation,
+        registration__resolution_um=resolution,
+        registration__device=device,
+    )
+    with _engine(workers, memory, cluster) as engine:
+        pipeline.run(raw, out, chosen, engine, command=_command())
+
+
+@app.command("correct-tiles")
+def correct_tiles(
+    raw: Raw,
+    out: Annotated[Path, typer.Argument(help="New folder, a COLM acquisition again.")],
+    channels: Channels = None,
+    settings: Settings = None,
+    workers: Workers = None,
+    memory: Memory = None,
+    cluster: Cluster = None,
+) -> None:
+    """Remove background and vignetting from raw tiles."""
+    from cloudreg import commands
+
+    chosen = _settings(settings, channels=channels)
+    with _engine(workers, memory, cluster) as engine:
+        commands.correct_tiles(raw, out, chosen, engine)
+
+
+@app.command()
+def align(
+    raw: Raw,
+    project: Annotated[Path, typer.Argument(help="New TeraStitcher project, *.xml.")],
+    channel: Channel = 0,
+    shading: Shading = None,
+    settings: Settings = None,
+    workers: Workers = None,
+    memory: Memory = None,
+    cluster: Cluster = None,
+) -> None:
+    """Find where each tile lies."""
+    from cloudreg import commands
+
+    chosen = _settings(settings)
+    with _engine(workers, memory, cluster) as engine:
+        commands.align(raw, project, chosen.align, engine, channel=channel, shading=shading)
+
+
+@app.command()
+def fuse(
+    project: Annotated[Path, typer.Argument(help="TeraStitcher project of placed tiles.")],
+    out: VolumeOut,
+    channel: Channel = 0,
+    shading: Shading = None,
+    settings: Settings = None,
+    workers: Workers = None,
+    memory: Memory = None,
+    cluster: Cluster = None,
+) -> None:
+    """Blend placed tiles into one volume."""
+    from cloudreg import commands
+
+    chosen = _settings(settings)
+    with _engine(workers, memory, cluster) as engine:
+        commands.fuse(project, out, chosen.fusion, engine, channel=channel, shading=shading)
+
+
+@app.command("correct-volume")
+def correct_volume(
+    source: VolumeIn,
+    out: VolumeOut,
+    channel: Channel = 0,
+    voxel_size: VoxelSize = None,
+    settings: Settings = None,
+    workers: Workers = None,
+    memory: Memory = None,
+    cluster: Cluster = None,
+) -> None:
+    """Even out the slow illumination of a whole volume."""
+    from cloudreg import pipeline
+    from cloudreg.io import open_volume
+
+    chosen = _settings(settings)
+    with _engine(workers, memory, cluster) as engine:
+        volume = open_volume(source, voxel_size_um=voxel_size)
+        pipeline.correct_volume(volume, out, chosen.illumination, engine, channel=channel)
+
+
+@app.command()
+def convert(
+    source: VolumeIn,
+    out: VolumeOut,
+    voxel_size: VoxelSize = None,
+    orientation: Orientation = None,
+    labels: Annotated[bool, typer.Option("--labels", help="Region ids, whatever the file says.")] = False,
+    workers: Workers = None,
+    memory: Memory = None,
+    cluster: Cluster = None,
+) -> None:
+    """Write a volume in another format, told by the new name."""
+    from cloudreg import io
+
+    with _engine(workers, memory, cluster) as engine:
+        io.convert(
+            source,
+            out,
+            engine=engine,
+            voxel_size_um=voxel_size,
+            orientation=orientation,
+            kind="labels" if labels else None,
+        )
+
+
+@app.command()
+def pyramid(
+    volume: Annotated[str, typer.Argument(help="OME-Zarr or precomputed volume; its coarser levels are made anew.")],
+    workers: Workers = None,
+    memory: Memory = None,
+    cluster: Cluster = None,
+) -> None:
+    """Make the coarser resolutions of a chunked volume."""
+    from cloudreg.io import build_pyramid
+
+    with _engine(workers, memory, cluster) as engine:
+        build_pyramid(volume, engine=engine, ledger=None)
+
+
+@app.command()
+def info(
+    path: Annotated[str, typer.Argument(help="Volume, acquisition, run or registration.")],
+    voxel_size: VoxelSize = None,
+) -> None:
+    """Say what a path holds."""
+    from cloudreg import commands
+
+    commands.info(path, voxel_size_um=voxel_size)
+
+
+@app.command()
+def register(
+    target: VolumeIn,
+    out: Annotated[Path, typer.Argument(help="New registration folder.")],
+    atlas: AtlasName = None,
+    template: Template = None,
+    labels: Labels = None,
+    ontology: Ontology = None,
+    atlas_orientation: AtlasOrientation = None,
+    atlas_voxel_size: AtlasVoxelSize = None,
+    voxel_size: VoxelSize = None,
+    orientation: Orientation = None,
+    channel: Channel = 0,
+    resolution: Resolution = None,
+    mask: Annotated[str | None, typer.Option("--mask", help="Volume: 0 where the target is to be ignored.")] = None,
+    initial_affine: Annotated[
+        Path | None, typer.Option("--initial-affine", help="4 x 4 text, atlas um to target um, z y x.")
+    ] = None,
+    device: Device = None,
+    settings: Settings = None,
+    workers: Workers = None,
+    memory: Memory = None,
+    cluster: Cluster = None,
+) -> None:
+    """Register any volume to an atlas."""
+    from cloudreg import commands
+
+    if atlas is None and template is None and settings is None:
+        raise typer.BadParameter("which atlas? give --atlas NAME, or --template T with --labels L")
+
+    chosen = _settings(
+        settings,
+        **_atlas(atlas, template, labels, ontology, atlas_orientation, atlas_voxel_size),
+        orientation=orientation,
+        registration__resolution_um=resolution,
+        registration__device=device,
+    )
+    with _engine(workers, memory, cluster) as engine:
+        commands.register(
+            target,
+            out,
+            chosen,
+            engine,
+            channel=channel,
+            voxel_size_um=voxel_size,
+            mask=mask,
+            initial_affine=initial_affine,
+            command=_command(),
+        )
+
+
+@app.command()
+def apply(
+    registration: Registration,
+    source: VolumeIn,
+    out: VolumeOut,
+    to: To,
+    like: Annotated[
+        str | None, typer.Option("--like", metavar="GRID", help="Volume whose grid the output gets.")
+    ] = None,
+    labels: Annotated[bool, typer.Option("--labels", help="Region ids: take the nearest, never mix.")] = False,
+    channel: Channel = 0,
+    voxel_size: VoxelSize = None,
+    orientation: Orientation = None,
+    workers: Workers = None,
+    memory: Memory = None,
+    cluster: Cluster = None,
+) -> None:
+    """Carry a volume into the space of the target or of the atlas."""
+    from cloudreg import commands
+
+    with _engine(workers, memory, cluster) as engine:
+        commands.apply(
+            registration,
+            source,
+            out,
+            engine,
+            to=to,
+            like=like,
+            labels=labels,
+            channel=channel,
+            voxel_size_um=voxel_size,
+            orientation=orientation,
+        )
+
+
+@app.command("apply-points")
+def apply_points(
+    registration: Registration,
+    points: Annotated[
+        Path, typer.Argument(help="CSV with z_um,y_um,x_um (or z,y,x in voxels); more columns are kept.")
+    ],
+    out: Annotated[Path, typer.Argument(help="New CSV.")],
+    to: To,
+) -> None:
+    """Carry points into the space of the target or of the atlas."""
+    from cloudreg import commands
+
+    commands.apply_points(registration, points, out, to=to)
+
+
+@app.command()
+def regions(
+    registration: Registration,
+    out: Annotated[Path, typer.Option("--out", help="New CSV.")],
+    channels: Channels = None,
+    cells: Annotated[Path | None, typer.Option("--cells", help="CSV of cells in the target, to be counted.")] = None,
+    workers: Workers = None,
+    memory: Memory = None,
+    cluster: Cluster = None,
+) -> None:
+    """Measure each region: volume, intensities, cells."""
+    from cloudreg import commands
+
+    with _engine(workers, memory, cluster) as engine:
+        commands.regions(registration, out, engine, channels=channels, cells=cells)
+
+
+@app.command()
+def evaluate(
+    registration: Registration,
+    points_target: Annotated[Path | None, typer.Option("--points-target", help="Landmarks in the target, CSV.")] = None,
+    points_atlas: Annotated[Path | None, typer.Option("--points-atlas", help="The same in the atlas, CSV.")] = None,
+    labels_target: Annotated[
+        str | None, typer.Option("--labels-target", help="Volume of true region ids on the target.")
+    ] = None,
+    workers: Workers = None,
+    memory: Memory = None,
+) -> None:
+    """Print how good a registration is, from landmarks or labels if there are any."""
+    from cloudreg import commands
+
+    with _engine(workers, memory) as engine:
+        commands.evaluate(
+            registration, engine, points_target=points_target, points_atlas=points_atlas, labels_target=labels_target
+        )
+
+
+@app.command()
+def report(path: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run or of a registration.")]) -> None:
+    """Make report.html anew."""
+    from cloudreg import commands
+
+    commands.report(path)
+
+
+def main() -> None:
+    """Run the command line, and turn an error into one line and an exit code."""
+    arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
+    try:
+        app(arguments)
+    except (CloudRegError, OSError, MemoryError) as error:
+        if len(arguments) < len(sys.argv) - 1:
+            raise
+        line = " ".join(str(error).split()) or type(error).__name__
+        print(f"error: {line}", file=sys.stderr)
+        sys.exit(error.exit_code if isinstance(error, CloudRegError) else 1)

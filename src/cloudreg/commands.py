@@ -1,0 +1,329 @@
+"""What the command line's commands do, where that is more than one call to a stage.
+
+Each takes paths, opens what lies there, calls a stage, and leaves new files. Only these print results.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.table import Table
+
+from cloudreg import pipeline
+from cloudreg.atlas import load_atlas
+from cloudreg.errors import InputError
+from cloudreg.execution import Engine
+from cloudreg.execution.progress import track
+from cloudreg.flatfield import estimate_shading, load_shading
+from cloudreg.io import Kind, Volume, describe, open_volume, to_dtype
+from cloudreg.io.volume import Source
+from cloudreg.regions import evaluate as evaluate_transform
+from cloudreg.registration import OpenRegistration, open_registration
+from cloudreg.run_folder import RunFolder, write_atomically
+from cloudreg.settings import AlignSettings, AtlasSettings, FusionSettings, RunSettings
+from cloudreg.space import Box
+from cloudreg.tiles import open_acquisition, read_project, write_colm
+from cloudreg.transforms import Side, apply_points_file, load_affine, read_all_points
+from cloudreg.transforms.images import apply_image
+from cloudreg.viewer import write_registration_report, write_run_report
+
+
+def demo(out: Path, engine: Engine, *, command: str) -> None:
+    """Make an acquisition, run everything on it at its defaults, and print how far the results are from the truth."""
+    from cloudreg.datasets import make_acquisition, score_demo
+
+    truth = make_acquisition(out / "acquisition")
+    settings = RunSettings(atlas=AtlasSettings(name=str(truth.atlas)), orientation=truth.orientation)
+    run = pipeline.run(truth.acquisition, out / "run", settings, engine, command=command)
+    project = read_project(run.project)
+    score = score_demo(
+        truth,
+        shadings={c: load_shading(run.shading(c)) for c in open_acquisition(truth.acquisition).channels},
+        positions_px=[project.position_px(int(row), int(column)) for row, column in truth.cells],
+        transform=open_registration(run.registration).transform,
+        labels=open_volume(run.registration / "labels_in_target.ome.zarr"),
+        regions_csv=run.regions,
+    )
+    rows = [{"name": name, "unit": unit, "value": value} for name, unit, value in [*score.rows(), *score.region_rows()]]
+    write_atomically(run.score, json.dumps({"rows": rows}, indent=2) + "\n")
+    write_run_report(run)
+    table = Table("against the truth", "error or overlap", "unit", title="CloudReg demo", title_justify="left")
+    for name, unit, value in score.rows():
+        table.add_row(name, f"{value:.3g}", unit)
+    console = Console()
+    console.print(table)
+    console.print(f"Look at {run.report}", soft_wrap=True)
+
+
+def correct_tiles(raw: Path, out: Path, settings: RunSettings, engine: Engine) -> None:
+    """Write an acquisition anew without background and vignetting; its channels are numbered from 0."""
+    acquisition = open_acquisition(raw)
+    channels = _chosen(settings.channels, acquisition.channels)
+    _require_new(out)
+    shadings = [estimate_shading(acquisition, c, settings.shading, engine) for c in channels]
+    tiles = {(tile.row, tile.column): tile for tile in acquisition.tiles}
+    lost = {
+        (tile.row, tile.column, number): set(acquisition.lost_planes(tile, c))
+        for tile in acquisition.tiles
+        for number, c in enumerate(channels)
+    }
+    scanned = np.zeros((acquisition.rows, acquisition.columns), dtype=bool)
+    for place in tiles:
+        scanned[place] = True
+
+    with track("correcting tiles", int(scanned.sum()) * len(channels) * acquisition.tile_shape[0], "planes") as advance:
+
+        def plane(row: int, column: int, number: int, index: int) -> NDArray[np.generic] | None:
+            advance(1)
+            if index in lost[row, column, number]:
+                return None
+            raw_plane = acquisition.read(tiles[row, column], channels[number], index, index + 1)
+            return to_dtype(shadings[number].apply(raw_plane)[0], acquisition.dtype)
+
+        write_colm(
+            out,
+            rows=acquisition.rows,
+            columns=acquisition.columns,
+            tile_shape=acquisition.tile_shape,
+            voxel_size_um=acquisition.voxel_size_um,
+            overlap=acquisition.overlap,
+            channels=len(channels),
+            objective=acquisition.objective,
+            scanned=scanned,
+            planes=plane,
+        )
+
+
+def align(
+    raw: Path, project: Path, settings: AlignSettings, engine: Engine, *, channel: int, shading: Path | None
+) -> None:
+    """Place the tiles of an acquisition; the project must be new."""
+    _require_new(project)
+    pipeline.align_tiles(open_acquisition(raw), channel, shading, project, settings, engine)
+
+
+def fuse(
+    project: Path, out: str, settings: FusionSettings, engine: Engine, *, channel: int, shading: Path | None
+) -> None:
+    """Blend the tiles of a project; they lie where the project says."""
+    acquisition = open_acquisition(read_project(project).stacks_dir.parent)
+    pipeline.fuse_tiles(acquisition, channel, project, shading, out, settings, engine)
+
+
+def info(path: str, *, voxel_size_um: Sequence[float] | None) -> None:
+    """Print what a path holds."""
+    folder = Path(path)
+    if (folder / "Experiment.ini").exists():
+        acquisition = open_acquisition(folder)
+        lines = {
+            "format": "COLM acquisition",
+            "grid": f"{acquisition.rows} x {acquisition.columns} cells, {len(acquisition.tiles)} scanned",
+            "tile": f"{_by(acquisition.tile_shape)} {acquisition.dtype}",
+            "voxel size": f"{_by(acquisition.voxel_size_um)} um",
+            "overlap": f"{acquisition.overlap[0]:.1%} vertical, {acquisition.overlap[1]:.1%} horizontal",
+            "channels": ", ".join(str(c) for c in acquisition.channels),
+        }
+    elif (folder / "manifest.json").exists():
+        manifest = json.loads((folder / "manifest.json").read_text())
+        if manifest.get("kind") == "run":
+            lines = {"format": "run", "raw data": manifest["input"]["path"]}
+            lines |= {name: stage["status"] for name, stage in manifest["stages"].items()}
+        else:
+            opened = open_registration(folder)
+            lines = {"format": "registration", "target": opened.target_path, "atlas": manifest["atlas"]["name"]}
+            lines |= {name.replace("_", " "): str(value) for name, value in manifest["figures"].items()}
+    else:
+        lines = describe(open_volume(path, voxel_size_um=voxel_size_um))
+    width = max(len(name) for name in lines) + 2
+    for name, value in lines.items():
+        print(f"{name:<{width}}{value}")
+
+
+def register(
+    target: str,
+    out: Path,
+    settings: RunSettings,
+    engine: Engine,
+    *,
+    channel: int,
+    voxel_size_um: Sequence[float] | None,
+    mask: str | None,
+    initial_affine: Path | None,
+    command: str,
+) -> None:
+    """Register a volume, measure its regions and write a report, all in a new folder."""
+    _require_new(out)
+    volume = open_volume(target, voxel_size_um=voxel_size_um, orientation=settings.orientation)
+    atlas = load_atlas(**settings.atlas.model_dump())
+    pipeline.register_to_atlas(
+        volume,
+        atlas,
+        out,
+        settings.registration,
+        engine,
+        channel=channel,
+        mask=None if mask is None else _mask(mask, volume),
+        initial_affine=None if initial_affine is None else load_affine(initial_affine),
+        command=command,
+    )
+    if atlas.labels is not None:
+        pipeline.measure_regions(out, _by_channel(volume, range(volume.channels)), out / "regions.csv", engine)
+    write_registration_report(out)
+
+
+def apply(
+    registration: Path,
+    source: str,
+    out: str,
+    engine: Engine,
+    *,
+    to: Side,
+    like: str | None,
+    labels: bool,
+    channel: int,
+    voxel_size_um: Sequence[float] | None,
+    orientation: str | None,
+) -> None:
+    """Carry a volume into the other space, onto the grid of the volume ``like`` or of what was registered."""
+    opened = _open_registration(registration)
+    kind: Kind = "labels" if labels else "image"
+    volume = open_volume(source, voxel_size_um=voxel_size_um, orientation=orientation, kind=kind)
+    if like is not None:
+        model = open_volume(like)
+        grid, letters = model.grid, model.orientation
+    elif to == "target":
+        grid, letters = opened.target_grid, opened.target_orientation
+    else:
+        atlas = opened.open_atlas()
+        grid, letters = atlas.template.grid, atlas.orientation
+    _require_new(Path(out.removeprefix("precomputed://")))
+    apply_image(
+        opened.transform,
+        volume,
+        grid,
+        out,
+        to=to,
+        labels=labels,
+        engine=engine,
+        channel=channel,
+        orientation=letters,
+    )
+
+
+def apply_points(registration: Path, points: Path, out: Path, *, to: Side) -> None:
+    """Carry a file of points into the other space."""
+    opened = _open_registration(registration)
+    template = opened.open_atlas().template.grid if to == "target" else None
+    apply_points_file(opened.transform, points, out, to, target_grid=opened.target_grid, atlas_grid=template)
+
+
+def regions(
+    registration: Path, out: Path, engine: Engine, *, channels: Sequence[int] | None, cells: Path | None
+) -> None:
+    """Measure regions in the channels of a run, or in what was registered."""
+    opened = _open_registration(registration)
+    pipeline.measure_regions(opened.folder, _measured_volumes(opened, channels), out, engine, cells=cells)
+
+
+def evaluate(
+    registration: Path,
+    engine: Engine,
+    *,
+    points_target: Path | None,
+    points_atlas: Path | None,
+    labels_target: str | None,
+) -> None:
+    """Print the figures of a registration."""
+    opened = _open_registration(registration)
+    atlas = opened.open_atlas()
+    result = evaluate_transform(
+        opened.transform,
+        atlas,
+        engine=engine,
+        points_target=None if points_target is None else read_all_points(points_target, opened.target_grid),
+        points_atlas=None if points_atlas is None else read_all_points(points_atlas, atlas.template.grid),
+        labels_target=None if labels_target is None else opened.open_target(labels_target, kind="labels"),
+    )
+    table = Table("figure", "value")
+    for name, value in result.figures.items():
+        table.add_row(name, f"{value:.6g}")
+    for region_id, dice in result.dice.items():
+        table.add_row(f"Dice {atlas.regions.named(region_id).acronym}", f"{dice:.4f}")
+    Console().print(table)
+
+
+def report(path: Path) -> None:
+    """Write the report of a run or a registration again."""
+    run = RunFolder(path)
+    manifest = json.loads(run.manifest.read_text()) if run.manifest.exists() else {}
+    if manifest.get("kind") == "run":
+        write_run_report(run)
+    else:
+        write_registration_report(path)
+
+
+def _open_registration(path: Path) -> OpenRegistration:
+    run = RunFolder(path)
+    return open_registration(run.registration if run.registration.is_dir() else path)
+
+
+def _measured_volumes(opened: OpenRegistration, channels: Sequence[int] | None) -> dict[str, Volume]:
+    run = RunFolder(opened.folder.parent)
+    if run.manifest.exists() and run.registration == opened.folder:
+        done = json.loads(run.manifest.read_text())["stages"]
+        known = sorted(int(name.removeprefix("correct_")) for name in done if name.startswith("correct_"))
+        volumes = {c: open_volume(run.corrected(c)) for c in _chosen(channels, known)}
+        return {f"channel_{c:02d}": volume for c, volume in volumes.items()}
+    target = opened.open_target()
+    return _by_channel(target, _chosen(channels, list(range(target.channels))))
+
+
+def _chosen(channels: Sequence[int] | None, known: Sequence[int]) -> list[int]:
+    for channel in channels or ():
+        if channel not in known:
+            raise InputError(f"no channel {channel}: choose from {', '.join(str(c) for c in known)}")
+    return list(known if channels is None else channels)
+
+
+@dataclass(frozen=True)
+class _OneChannel:
+    """One channel of a source, as its only one."""
+
+    source: Source
+    channel: int
+
+    def read(self, level: int, channels: slice, box: Box) -> NDArray[Any]:
+        """Return the box, shape (1, z, y, x), whatever ``channels``."""
+        return self.source.read(level, slice(self.channel, self.channel + 1), box)
+
+
+def _by_channel(volume: Volume, channels: Sequence[int]) -> dict[str, Volume]:
+    return {
+        f"channel_{c:02d}": dataclasses.replace(
+            volume, source=_OneChannel(volume.source, c), channels=1, channel_names=None
+        )
+        for c in channels
+    }
+
+
+def _mask(path: str, target: Volume) -> Volume:
+    """Open a mask: one of the target's shape lies where the target lies, another one where its file says."""
+    mask = open_volume(path, voxel_size_um=target.grid.voxel_size_um)
+    return mask.placed(target.grid.affine) if mask.grid.shape == target.grid.shape else open_volume(path)
+
+
+def _require_new(path: Path) -> None:
+    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+        raise InputError(f"{path} exists already: choose another place, or remove it first")
+
+
+def _by(values: Sequence[float]) -> str:
+    return " x ".join(f"{v:g}" for v in values)

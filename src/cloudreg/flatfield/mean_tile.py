@@ -1,0 +1,119 @@
+"""The mean tile, made so that a sparse brain does not show in it, and the N4 field of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+_LARGE_BLOCKS = 24
+_PASSES = 10
+_OUTLIER = 2.0
+# Each level halves the distance of the control points.
+_N4_ITERATIONS = (50, 50, 50)
+
+
+@dataclass(frozen=True)
+class MeanTile:
+    """The common factor of many planes.
+
+    Parameters
+    ----------
+    log
+        (rows, columns), logarithm of the factor, of mean 0; 0 where nothing was seen.
+    weight
+        (rows, columns), from how many planes; 0 where nothing was seen.
+    residual
+        (tiles, rows, columns), weighted sum over each tile's planes of what differs from level + factor.
+    """
+
+    log: NDArray[np.float64]
+    weight: NDArray[np.float64]
+    residual: NDArray[np.float64]
+
+
+def find_background(blocks: NDArray[np.float32]) -> float:
+    """Return what the camera reads without light.
+
+    It is the median of the large blocks that are as dark as the darkest half percent, but for noise. So it is found
+    where most of the field is empty, where noise makes some blocks darker, and where tissue fills nearly all of it.
+
+    Parameters
+    ----------
+    blocks
+        (planes, rows, columns), means over blocks.
+    """
+    _, rows, columns = blocks.shape
+    # A few dozen large blocks along a side are enough to find an empty corner.
+    step = max(1, min(rows, columns) // _LARGE_BLOCKS)
+    whole = blocks[:, : rows // step * step, : columns // step * step]
+    parts = whole.reshape(len(blocks), rows // step, step, columns // step, step)
+    large = parts.mean(axis=(2, 4), dtype=np.float64)
+    dark = large <= np.percentile(large, 0.5)
+    noise = float(np.median(parts.std(axis=(2, 4))[dark])) / step
+    return float(np.median(large[large <= large[dark].max() + 4 * noise]))
+
+
+def find_tissue(light: NDArray[np.float32]) -> NDArray[np.bool_]:
+    """Return where there is tissue, given brightness above the background.
+
+    The threshold is a part of the usual brightness of tissue, the median of what is not nearly dark.
+    """
+    bright = np.percentile(light, 99)
+    lit = light[light > 0.05 * bright]
+    return np.asarray(light > 0.25 * np.median(lit)) if lit.size else np.zeros(light.shape, bool)
+
+
+def find_mean_tile(light: NDArray[np.float32], tissue: NDArray[np.bool_]) -> MeanTile:
+    """Split planes into one level each and one factor common to all, by alternating robust means of logarithms.
+
+    A plane counts only where it shows tissue, relative to its own level, so half-empty and dim planes neither darken
+    nor brighten the factor. What is far from level times factor, a vessel or a bright nucleus, loses its weight.
+
+    Parameters
+    ----------
+    light, tissue
+        (tiles, depths, rows, columns): brightness above the background, and whether it is tissue.
+    """
+    log = np.log(np.maximum(light, 1e-3, dtype=np.float32))
+    weight = tissue.astype(np.float32)
+    factor = np.zeros(light.shape[2:])
+    for _ in range(_PASSES):
+        total = np.maximum(weight.sum(axis=(2, 3), keepdims=True), 1e-6)
+        level = (weight * (log - factor.astype(np.float32))).sum(axis=(2, 3), keepdims=True) / total
+        seen = weight.sum(axis=(0, 1), dtype=np.float64)
+        factor = (weight * (log - level)).sum(axis=(0, 1), dtype=np.float64) / np.maximum(seen, 1e-6)
+        factor -= (factor * seen).sum() / max(seen.sum(), 1e-6)
+        rest = log - level - factor.astype(np.float32)
+        scale = 1.4826 * float(np.median(np.abs(rest[tissue]))) + 1e-6
+        # Cauchy weights.
+        weight = tissue / (1 + (rest / np.float32(_OUTLIER * scale)) ** 2)
+    seen = weight.sum(axis=(0, 1), dtype=np.float64)
+    factor[seen <= 0] = 0
+    return MeanTile(factor, seen, (weight * rest).sum(axis=1, dtype=np.float64))
+
+
+def n4_field(mean_tile: MeanTile, spline_distance_fraction: float) -> NDArray[np.float64]:
+    """Return the logarithm of the N4 bias field (Tustison et al. 2010, doi:10.1109/TMI.2010.2046908) of a mean tile.
+
+    Parameters
+    ----------
+    mean_tile
+        Places that no plane showed are masked.
+    spline_distance_fraction
+        Distance of the control points at the first of three levels, as a fraction of the tile's longer side.
+    """
+    import SimpleITK as sitk
+
+    rows, columns = mean_tile.log.shape
+    image = sitk.GetImageFromArray(np.exp(mean_tile.log).astype(np.float32))
+    mask = sitk.GetImageFromArray((mean_tile.weight > 0).astype(np.uint8))
+    n4 = sitk.N4BiasFieldCorrectionImageFilter()
+    n4.SetMaximumNumberOfIterations(list(_N4_ITERATIONS))
+    n4.SetConvergenceThreshold(1e-6)
+    spacing = spline_distance_fraction * max(rows, columns)
+    n4.SetNumberOfControlPoints([max(1, round(n / spacing)) + 3 for n in (columns, rows)])
+    n4.Execute(image, mask)
+    field: NDArray[np.float64] = sitk.GetArrayFromImage(n4.GetLogBiasFieldAsImage(image)).astype(np.float64)
+    return field

@@ -1,0 +1,30 @@
+"""Volumes on disk: open, read, create and write them, in every format, in z y x and micrometres."""
+
+from cloudreg.io.convert import convert
+from cloudreg.io.create import VolumeWriter, create_volume, remove_volume
+from cloudreg.io.describe import describe
+from cloudreg.io.downsample import downsample
+from cloudreg.io.dtypes import Kind, to_dtype
+from cloudreg.io.levels import pyramid_grids
+from cloudreg.io.opening import open_volume
+from cloudreg.io.pyramid import build_pyramid
+from cloudreg.io.resample import read_resampled
+from cloudreg.io.volume import Volume
+from cloudreg.io.writing import write_volume
+
+__all__ = [
+    "Kind",
+    "Volume",
+    "VolumeWriter",
+    "build_pyramid",
+    "convert",
+    "create_volume",
+    "describe",
+    "downsample",
+    "open_volume",
+    "pyramid_grids",
+    "read_resampled",
+    "remove_volume",
+    "to_dtype",
+    "write_volume",
+]

@@ -1,0 +1,56 @@
+"""Files that are read and written as one array."""
+
+from __future__ import annotations
+
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cloudreg.space import Box
+
+
+class WholeFile(ABC):
+    """Reads a file at the first box asked for, and keeps it; a copy sent to a worker reads it again."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        self._array: NDArray[Any] | None = None
+        self._lock = threading.Lock()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {k: v for k, v in self.__dict__.items() if k not in ("_array", "_lock")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._array = None
+        self._lock = threading.Lock()
+
+    @abstractmethod
+    def load(self) -> NDArray[Any]:
+        """Return the whole array, shape (c, z, y, x)."""
+
+    def read(self, level: int, channels: slice, box: Box) -> NDArray[Any]:
+        """Return a box, shape (c, z, y, x); there is one level."""
+        with self._lock:
+            if self._array is None:
+                self._array = self.load()
+        return np.asarray(self._array[(channels, *box.slices)])
+
+
+@contextmanager
+def new_file(path: Path) -> Iterator[Path]:
+    """Yield a name beside ``path``, with the same suffix, that becomes ``path`` when the block ends well."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Always the same name: what a killed run leaves behind, the next one replaces.
+    temporary = path.with_name(f".unfinished.{path.name}")
+    try:
+        yield temporary
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,269 @@
+"""The way of the data, in six stages: read this first.
+
+    raw tiles -> corrected tiles -> stitched volume -> corrected volume -> registered atlas -> region table
+
+A stage reads one thing, writes one new thing, and never changes its input. `run` calls the six in order through a run
+folder, which knows what is already done. The corrected tiles are never stored: `shade_tiles` finds their flat fields,
+and whoever reads a tile applies them.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cloudreg.atlas import Atlas, load_atlas
+from cloudreg.errors import InputError
+from cloudreg.execution import Engine, Ledger, require_free_space
+from cloudreg.flatfield import estimate_shading, load_shading, save_shading
+from cloudreg.illumination import correct_volume as remove_bias
+from cloudreg.illumination import estimate_bias, save_bias
+from cloudreg.io import Volume, open_volume
+from cloudreg.run_folder import RunFolder, content_fingerprint, library_versions, open_run
+from cloudreg.settings import (
+    AlignSettings,
+    FusionSettings,
+    IlluminationSettings,
+    RegistrationSettings,
+    RunSettings,
+    ShadingSettings,
+)
+from cloudreg.space import axes_between
+from cloudreg.tiles import Acquisition, open_acquisition, read_project, write_project
+from cloudreg.viewer import write_run_report
+
+
+def shade_tiles(acquisition: Acquisition, channel: int, out: Path, settings: ShadingSettings, engine: Engine) -> None:
+    """Stage 1: find the background and the flat field of a channel's tiles, and write them to a folder."""
+    save_shading(estimate_shading(acquisition, channel, settings, engine), out)
+
+
+def align_tiles(
+    acquisition: Acquisition, channel: int, shading: Path | None, out: Path, settings: AlignSettings, engine: Engine
+) -> None:
+    """Stage 2: measure the shifts between neighbouring tiles, place all of them, and write a TeraStitcher project."""
+    from cloudreg.stitching import align
+
+    flat = None if shading is None else load_shading(shading)
+    write_project(align(acquisition, channel, flat, settings, engine), out, step="merging")
+
+
+def fuse_tiles(
+    acquisition: Acquisition,
+    channel: int,
+    project: Path,
+    shading: Path | None,
+    out: str,
+    settings: FusionSettings,
+    engine: Engine,
+    ledger: Ledger | None = None,
+) -> Volume:
+    """Stage 3: blend the placed tiles into one volume with all its resolutions."""
+    from cloudreg.stitching import fuse
+
+    flat = None if shading is None else load_shading(shading)
+    return fuse(acquisition, channel, read_project(project), flat, out, settings, engine, ledger)
+
+
+def correct_volume(
+    volume: Volume,
+    out: str,
+    settings: IlluminationSettings,
+    engine: Engine,
+    ledger: Ledger | None = None,
+    *,
+    channel: int = 0,
+    bias: Path | None = None,
+) -> Volume:
+    """Stage 4: find the slow illumination of a volume, optionally keep it in a folder, and write the even volume."""
+    field = estimate_bias(volume, channel, settings, engine=engine)
+    if bias is not None:
+        save_bias(field, bias)
+    return remove_bias(volume, field, out, settings, engine, ledger)
+
+
+def register_to_atlas(
+    target: Volume,
+    atlas: Atlas,
+    out: Path,
+    settings: RegistrationSettings,
+    engine: Engine,
+    *,
+    channel: int = 0,
+    mask: Volume | None = None,
+    initial_affine: NDArray[np.float64] | None = None,
+    command: str = "",
+) -> None:
+    """Stage 5: fit the map between atlas and volume, and write a registration folder.
+
+    The folder appears under its name only when it is whole.
+    """
+    from cloudreg.registration import register_volume, write_registration
+
+    unfinished = out.with_name(f".{out.name}.unfinished")
+    if unfinished.exists():
+        shutil.rmtree(unfinished)
+    registration = register_volume(
+        target, atlas, settings, engine=engine, channel=channel, mask=mask, initial_affine=initial_affine
+    )
+    write_registration(
+        registration,
+        target,
+        atlas,
+        unfinished,
+        engine=engine,
+        channel=channel,
+        settings={"command": command, "versions": library_versions(), "registration": settings.model_dump(mode="json")},
+    )
+    unfinished.rename(out)
+
+
+def measure_regions(
+    registration: Path, volumes: Mapping[str, Volume], out: Path, engine: Engine, *, cells: Path | None = None
+) -> None:
+    """Stage 6: measure every region of the registered atlas in each volume, count cells, and write a table."""
+    from cloudreg.regions import region_table, write_regions_csv
+    from cloudreg.registration import open_registration
+
+    opened = open_registration(registration)
+    table = region_table(opened.transform, opened.open_atlas(), volumes, engine=engine, cells=cells)
+    write_regions_csv(table, out)
+
+
+def run(raw: str | Path, out: str | Path, settings: RunSettings, engine: Engine, *, command: str = "") -> RunFolder:
+    """Do all six stages, and write a report; go on where an earlier run into the same folder was stopped.
+
+    Parameters
+    ----------
+    raw
+        Folder of an acquisition.
+    out
+        Folder of the run: new, or that of a run of the same raw data.
+    settings
+        Of all stages.
+    engine
+        Runs the blocks.
+    command
+        Command line, for the record.
+
+    Raises
+    ------
+    InputError
+        If the raw data, a setting or the output folder is not what it should be; before anything is written.
+    """
+    acquisition = open_acquisition(raw)
+    channels, reference = _chosen_channels(acquisition, settings)
+    align_by = reference if settings.align.channel is None else settings.align.channel
+    shaded_channels = sorted({*channels, align_by})
+    _require_space(acquisition, channels, Path(out))
+    atlas = load_atlas(**settings.atlas.model_dump())
+    if settings.orientation is not None:
+        axes_between(settings.orientation, atlas.orientation, allow_mirror=settings.registration.allow_mirror)
+    fingerprints = {f"channel {c}": acquisition.fingerprint((c,)) for c in shaded_channels}
+    atlas_print = content_fingerprint(
+        atlas.template.path, None if atlas.labels is None else atlas.labels.path, settings.atlas.ontology
+    )
+
+    with open_run(out, source=raw, fingerprints=fingerprints, settings=settings, command=command) as work:
+        here = work.folder
+        shade, fuse, even = {}, {}, {}
+
+        for c in shaded_channels:
+            with work.stage(
+                f"shade_{c:02d}",
+                settings=settings.shading,
+                after=[fingerprints[f"channel {c}"]],
+                outputs=[here.shading(c)],
+            ) as shade[c]:
+                if shade[c].needed:
+                    shade_tiles(acquisition, c, here.shading(c), settings.shading, engine)
+
+        with work.stage("align", settings=settings.align, after=[shade[align_by]], outputs=[here.project]) as align:
+            if align.needed:
+                align_tiles(acquisition, align_by, here.shading(align_by), here.project, settings.align, engine)
+
+        for c in channels:
+            with work.stage(
+                f"fuse_{c:02d}",
+                settings=settings.fusion,
+                after=[shade[c], align],
+                outputs=[here.stitched(c)],
+                resumable=True,
+            ) as fuse[c]:
+                if fuse[c].needed and not _is_whole(here.stitched(c)):
+                    flat, stitched = here.shading(c), str(here.stitched(c))
+                    fuse_tiles(acquisition, c, here.project, flat, stitched, settings.fusion, engine, fuse[c].ledger)
+
+            with work.stage(
+                f"correct_{c:02d}",
+                settings=settings.illumination,
+                after=[fuse[c]],
+                outputs=[here.corrected(c), here.bias(c)],
+                resumable=True,
+            ) as even[c]:
+                if even[c].needed and not _is_whole(here.corrected(c)):
+                    volume, corrected = open_volume(here.stitched(c)), str(here.corrected(c))
+                    correct_volume(volume, corrected, settings.illumination, engine, even[c].ledger, bias=here.bias(c))
+
+        with work.stage(
+            "register",
+            settings=settings.registration,
+            after=[even[reference], atlas_print, settings.orientation or "unknown orientation"],
+            outputs=[here.registration],
+        ) as register:
+            if register.needed:
+                target = open_volume(here.corrected(reference), orientation=settings.orientation)
+                register_to_atlas(target, atlas, here.registration, settings.registration, engine, command=command)
+
+        tables = [here.regions, here.registration / here.regions.name]
+        with work.stage("regions", settings={}, after=[register, *even.values()], outputs=tables) as regions:
+            if regions.needed:
+                volumes = {f"channel_{c:02d}": open_volume(here.corrected(c)) for c in channels}
+                measure_regions(here.registration, volumes, here.regions, engine)
+                shutil.copyfile(*tables)
+
+        with work.stage("report", settings={}, after=[regions, *even.values()], outputs=[here.report]) as report:
+            if report.needed:
+                write_run_report(here)
+    return here
+
+
+def _chosen_channels(acquisition: Acquisition, settings: RunSettings) -> tuple[tuple[int, ...], int]:
+    """Return the channels to process, and which of them is aligned by and registered."""
+    channels = acquisition.channels if settings.channels is None else settings.channels
+    for channel in channels:
+        acquisition.require_channel(channel)
+    reference = channels[0] if settings.registration_channel is None else settings.registration_channel
+    acquisition.require_channel(reference)
+    if reference not in channels:
+        raise InputError(
+            f"the registration channel {reference} is not among the channels to process, "
+            f"{', '.join(str(c) for c in channels)}: add it to --channels, or choose another"
+        )
+    if settings.align.channel is not None:
+        acquisition.require_channel(settings.align.channel)
+    return tuple(sorted(set(channels))), reference
+
+
+def _require_space(acquisition: Acquisition, channels: Sequence[int], out: Path) -> None:
+    """Refuse a run whose volumes can't fit; what an earlier attempt wrote needs no more room."""
+    depth, height, width = acquisition.tile_shape
+    down, right = acquisition.pitch_px
+    voxels = depth * ((acquisition.rows - 1) * down + height) * ((acquisition.columns - 1) * right + width)
+    # Stitched and corrected, each with a pyramid that adds 1/7.
+    volumes = 2 * len(channels) * voxels * acquisition.dtype.itemsize * 8 / 7
+    written = sum(file.stat().st_size for file in out.rglob("*.zarr/**/*") if file.is_file())
+    require_free_space(out, int(volumes) - written, "the run's stitched and corrected volumes")
+
+
+def _is_whole(volume: Path) -> bool:
+    """Tell whether a stage was killed in the moment between finishing its volume and saying so."""
+    try:
+        open_volume(volume)
+    except InputError:
+        return False
+    return True

@@ -1,0 +1,285 @@
+"""All tiles blended into one volume, straight into its chunks.
+
+A voxel of the result is the weighted mean of the tiles that saw it. A tile's weight falls to its edges over the width
+of an overlap; where a plane was lost, or a pixel is 0 (no camera sees nothing at all), it has none. Tiles are moved by
+whole pixels, so that their values stay as sharp as they are: each lies within half a pixel of its measured position.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+from cloudreg.errors import InputError
+from cloudreg.execution import Engine, Ledger
+from cloudreg.io import Volume, VolumeWriter, build_pyramid, create_volume
+from cloudreg.settings import FusionSettings
+from cloudreg.space import Box, Grid, split
+from cloudreg.tiles import Acquisition, Project, Tile
+
+if TYPE_CHECKING:
+    from cloudreg.flatfield import Shading
+
+Array = NDArray[Any]
+
+
+def fuse(
+    acquisition: Acquisition,
+    channel: int,
+    project: Project,
+    shading: Shading | None,
+    path: str | os.PathLike[str],
+    settings: FusionSettings,
+    engine: Engine,
+    ledger: Ledger | None = None,
+    *,
+    orientation: str | None = None,
+) -> Volume:
+    """Blend the placed tiles of a channel into a new volume with its pyramid.
+
+    Parameters
+    ----------
+    acquisition, channel
+        What to read.
+    project
+        Where the tiles lie.
+    shading
+        Applied to each plane as it is read, or None.
+    path
+        New chunked volume, or one of the same description that was not finished.
+    settings
+        Blending, depth and chunks.
+    engine, ledger
+        Run the blocks, and remember which are done.
+    orientation
+        Letters of the volume's axes, to be stored with it.
+
+    Returns
+    -------
+    Volume
+        Of the acquisition's type, rounded and clipped; 0 where nothing was observed. The bytes don't depend on
+        workers, memory or having been stopped.
+
+    Raises
+    ------
+    InputError
+        If the project is of another acquisition, the path holds something else, or the disk is too small.
+    """
+    acquisition.require_channel(channel)
+    places = tile_boxes(acquisition, project)
+    grid = canvas_grid(places, acquisition.voxel_size_um, settings.depth)
+    writer = create_volume(path, grid, acquisition.dtype, orientation=orientation, chunk=settings.chunk)
+    task = FuseBlock(
+        acquisition, channel, shading, tuple(places), _origin(places, settings.depth), settings.blending, writer
+    )
+    block = block_shape(
+        grid.shape, writer.block_shape(), acquisition, engine.memory_per_block_bytes, 2 * engine.workers
+    )
+    engine.run(task, split(grid.shape, block), label=f"fuse channel {channel}", ledger=ledger)
+    build_pyramid(writer, engine=engine, ledger=ledger)
+    return writer.complete()
+
+
+def tile_boxes(acquisition: Acquisition, project: Project) -> list[Box]:
+    """Return where each tile of the acquisition lies in whole pixels, in the project's frame.
+
+    Raises
+    ------
+    InputError
+        If the project has no such tiles.
+    """
+    if (project.rows, project.columns) != (acquisition.rows, acquisition.columns):
+        raise InputError(
+            f"expected a project of {acquisition.rows} x {acquisition.columns} tiles for {acquisition.path}, "
+            f"got one of {project.rows} x {project.columns}: align this acquisition"
+        )
+    whole = Box.whole(acquisition.tile_shape)
+    return [
+        whole.shifted([math.floor(v + 0.5) for v in project.position_px(tile.row, tile.column)])
+        for tile in acquisition.tiles
+    ]
+
+
+def canvas_grid(
+    places: Sequence[Box], voxel_size_um: Sequence[float], depth: Literal["union", "intersection"] = "union"
+) -> Grid:
+    """Return the grid that holds all tiles.
+
+    Its micrometres are the stage's: pixel (0, 0, 0) of a tile that lies at position 0 has its centre at 0, wherever
+    the volume's own first voxel is.
+
+    Parameters
+    ----------
+    places
+        Boxes of the tiles, in pixels.
+    voxel_size_um
+        z y x.
+    depth
+        All planes, or only those that every tile reaches.
+
+    Raises
+    ------
+    InputError
+        If no plane is common to all tiles and only such are wanted.
+    """
+    origin = _origin(places, depth)
+    end = np.max([box.stop for box in places], axis=0)
+    if depth == "intersection":
+        end[0] = min(box.stop[0] for box in places)
+    shape = end - origin
+    if (shape < 1).any():
+        raise InputError("the tiles have no plane in common: fuse them with depth union")
+    return Grid.from_spacing(shape.tolist(), voxel_size_um, (np.asarray(origin) * voxel_size_um).tolist())
+
+
+def block_shape(
+    shape: Sequence[int], smallest: Sequence[int], acquisition: Acquisition, memory_bytes: int, fewest: int = 1
+) -> tuple[int, int, int]:
+    """Return the largest block that fits in memory: whole planes if they do, so that each is read once.
+
+    Otherwise the longer side is halved; the tiles on a cut are read again for each block, but only the rows and
+    columns that lie in it. It is halved as well while there are too few blocks for all workers, and it is longer than
+    two tiles.
+
+    Parameters
+    ----------
+    shape
+        Of the canvas, z y x.
+    smallest
+        What may be written independently; blocks are multiples of it.
+    memory_bytes
+        What one block may use, see `block_bytes`; the smallest block is returned even if it uses more.
+    fewest
+        Number of blocks wanted.
+    """
+    side = 2 * max(acquisition.tile_shape[1:])
+    units = [math.ceil(n / s) for n, s in zip(shape, smallest, strict=True)]
+    counts = [1, units[1], units[2]]
+
+    def too_large(block: list[int]) -> bool:
+        blocks = math.prod(math.ceil(u / c) for u, c in zip(units, counts, strict=True))
+        return block_bytes(block, acquisition) > memory_bytes or (blocks < fewest and max(block[1:]) > side)
+
+    while too_large(block := [c * s for c, s in zip(counts, smallest, strict=True)]) and max(counts) > 1:
+        axis = 1 if counts[2] == 1 or (counts[1] > 1 and block[1] >= block[2]) else 2
+        counts[axis] = math.ceil(counts[axis] / 2)
+    z, y, x = (min(b, n) for b, n in zip(block, shape, strict=True))
+    return z, y, x
+
+
+def block_bytes(block: Sequence[int], acquisition: Acquisition) -> int:
+    """Most that fusing one block holds: the block and its copy in the writer, two sums of a plane, one raw plane."""
+    z, y, x = block
+    _, height, width = acquisition.tile_shape
+    pixel = acquisition.dtype.itemsize
+    return y * x * (z * 2 * pixel + 8) + height * width * 2 * pixel
+
+
+def edge_weights(length: int, overlap: float, blending: Literal["cosine", "linear"]) -> NDArray[np.float32]:
+    """Return a tile's weight along one axis: above 0, rising over ``overlap`` pixels from both edges to 1.
+
+    The weights of two tiles that overlap by so much add up to 1.
+    """
+    distance = np.minimum(np.arange(length), np.arange(length)[::-1]) + 0.5
+    ramp = np.minimum(distance / max(overlap, 1.0), 1.0)
+    return (np.sin(0.5 * np.pi * ramp) ** 2 if blending == "cosine" else ramp).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class FuseBlock:
+    """Fuses one block of the canvas and writes it."""
+
+    acquisition: Acquisition
+    channel: int
+    shading: Shading | None
+    places: tuple[Box, ...]
+    origin: tuple[int, int, int]
+    blending: Literal["cosine", "linear"]
+    writer: VolumeWriter
+
+    def __call__(self, box: Box) -> None:
+        """Fuse the voxels of a box of the canvas."""
+        here = box.shifted(self.origin)
+        out = np.zeros(box.shape, dtype=self.acquisition.dtype)
+        limit = np.float32(np.iinfo(out.dtype).max)
+        _, height, width = self.acquisition.tile_shape
+        vertical, horizontal = self.acquisition.overlap
+        rows = edge_weights(height, height * vertical, self.blending)
+        columns = edge_weights(width, width * horizontal, self.blending)
+        # Always in the order of the tiles: sums of floats depend on it.
+        parts = [
+            (tile, place, part, self._observed(tile))
+            for tile, place in zip(self.acquisition.tiles, self.places, strict=True)
+            if (part := place.intersection(here)).size
+        ]
+        total, weight = np.empty((2, *box.shape[1:]), dtype=np.float32)
+        for z in range(here.start[0], here.stop[0]):
+            total[:] = 0
+            weight[:] = 0
+            for tile, place, part, observed in parts:
+                plane = z - place.start[0]
+                if not part.start[0] <= z < part.stop[0] or not observed[plane]:
+                    continue
+                _, y, x = part.shifted([-v for v in place.start]).slices
+                _, v, u = part.shifted([-s for s in here.start]).slices
+                pixels = self.acquisition.read(tile, self.channel, plane, plane + 1, y, x)[0]
+                if self.shading is None:
+                    _add(total[v, u], weight[v, u], pixels, rows[y], columns[x])
+                else:
+                    flat, background = self.shading.flat[y, x], np.float32(self.shading.background)
+                    _add_shaded(total[v, u], weight[v, u], pixels, rows[y], columns[x], flat, background)
+            _finish(total, weight, limit, out[z - here.start[0]])
+        self.writer.write(box, out)
+
+    def _observed(self, tile: Tile) -> NDArray[np.bool_]:
+        observed = np.zeros(self.acquisition.tile_shape[0], dtype=np.bool_)
+        for start, stop in self.acquisition.planes(tile, self.channel):
+            observed[start:stop] = True
+        return observed
+
+
+def _origin(places: Sequence[Box], depth: Literal["union", "intersection"]) -> tuple[int, int, int]:
+    """Position of the canvas's first voxel in the project's frame."""
+    first = (max if depth == "intersection" else min)(box.start[0] for box in places)
+    return first, min(box.start[1] for box in places), min(box.start[2] for box in places)
+
+
+@njit(cache=True, nogil=True)
+def _add(total: Array, weight: Array, pixels: Array, rows: Array, columns: Array) -> None:
+    """Add a plane times its weights, and the weights, to two sums (float32, y x)."""
+    for y in range(pixels.shape[0]):
+        for x in range(pixels.shape[1]):
+            w = rows[y] * columns[x] * np.float32(pixels[y, x] != 0)
+            total[y, x] += w * np.float32(pixels[y, x])
+            weight[y, x] += w
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _add_shaded(
+    total: Array, weight: Array, pixels: Array, rows: Array, columns: Array, flat: Array, background: float
+) -> None:
+    """Do what `_add` does with ``max(pixels - background, 0) / flat``."""
+    for y in range(pixels.shape[0]):
+        for x in range(pixels.shape[1]):
+            w = rows[y] * columns[x] * np.float32(pixels[y, x] != 0)
+            value = max(np.float32(pixels[y, x]) - background, np.float32(0)) / flat[y, x]
+            total[y, x] += w * value
+            weight[y, x] += w
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _finish(total: Array, weight: Array, limit: float, out: Array) -> None:
+    """Divide the sums, round to nearest and clip; 0 where nothing was observed."""
+    for y in range(out.shape[0]):
+        for x in range(out.shape[1]):
+            if weight[y, x] > 0:
+                out[y, x] = min(np.rint(total[y, x] / weight[y, x]), limit)
+            else:
+                out[y, x] = 0

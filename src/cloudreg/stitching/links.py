@@ -1,0 +1,305 @@
+"""How far apart neighbouring tiles really are.
+
+Of each pair of neighbours only the strips that may overlap are read, in a few layers of planes: those with most
+texture, until two of them agree. Layers that agree are averaged; pairs without common texture get no vote.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cloudreg.errors import InputError
+from cloudreg.execution import Engine
+from cloudreg.settings import AlignSettings
+from cloudreg.stitching.correlation import WINDOW, bandpass
+from cloudreg.stitching.pairwise import Shift, Strip, measure_shift
+from cloudreg.tiles import Acquisition, Tile
+
+if TYPE_CHECKING:
+    from cloudreg.flatfield import Shading
+
+Triple = tuple[float, float, float]
+
+_LAYER_PLANES = 24
+_MOST_LAYERS = 4
+# Layers within this distance of each other, in pixels, mean the same shift; this close, two are enough.
+_SAME_PX = 2.0
+_ENOUGH_PX = 0.2
+# Sharpness, in 1/px^2, at which an axis has half its weight: a peak 14 pixels wide.
+_HALF_SHARP = 0.005
+
+
+@dataclass(frozen=True)
+class Link:
+    """The measured displacement of two neighbours.
+
+    Parameters
+    ----------
+    first, second
+        Indices into the acquisition's ``tiles``; the second lies east or south of the first.
+    shift_px
+        Position of the second minus that of the first, z y x; the nominal one where nothing was measured.
+    nominal_px
+        The same by the stage.
+    correlation
+        Height of the peak, 0..1; nan for an empty overlap.
+    weight
+        Per axis 0..1: correlation squared times how sharp the peak is along the axis; 0 for an empty overlap.
+    sharpness
+        Curvature over height of the peak per axis, 1/px^2; 0 for an empty overlap.
+    """
+
+    first: int
+    second: int
+    shift_px: Triple
+    nominal_px: Triple
+    correlation: float = math.nan
+    weight: Triple = (0.0, 0.0, 0.0)
+    sharpness: Triple = (0.0, 0.0, 0.0)
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether the overlap had no texture in common, so that nothing was measured."""
+        return math.isnan(self.correlation)
+
+
+def neighbours(tiles: Sequence[Tile]) -> list[tuple[int, int]]:
+    """Return the index pairs of tiles and their east and south neighbours, in the order of the tiles."""
+    at = {(tile.row, tile.column): index for index, tile in enumerate(tiles)}
+    return [
+        (index, at[place])
+        for index, tile in enumerate(tiles)
+        for place in ((tile.row, tile.column + 1), (tile.row + 1, tile.column))
+        if place in at
+    ]
+
+
+def search_radius_px(acquisition: Acquisition, settings: AlignSettings) -> tuple[int, int, int]:
+    """Return the largest deviation from the nominal displacement that is looked at, z y x."""
+    radius = np.ceil(np.asarray(settings.search_um) / acquisition.voxel_size_um - 1e-6).astype(int)
+    z, y, x = np.minimum(radius, np.asarray(acquisition.tile_shape) // 2).tolist()
+    return z, y, x
+
+
+def measure_links(
+    acquisition: Acquisition, channel: int, shading: Shading | None, settings: AlignSettings, engine: Engine
+) -> list[Link]:
+    """Measure the displacements of all neighbouring tiles.
+
+    Parameters
+    ----------
+    acquisition, channel
+        What to read.
+    shading
+        Evens the tiles before they are compared, or None.
+    settings
+        The search window.
+    engine
+        Runs the pairs.
+
+    Returns
+    -------
+    list of Link
+        One for each pair of neighbours that were both scanned, empty overlaps included.
+
+    Raises
+    ------
+    InputError
+        If there is no such channel, or the memory of one worker doesn't hold two strips.
+
+    Notes
+    -----
+    A worker holds two strips of one layer as float32, and as much again for the smaller copies of them:
+    `strip_bytes`. A layer is 24 planes thick, or twice the depth that is searched.
+    """
+    acquisition.require_channel(channel)
+    task = _Measure(acquisition, channel, shading, search_radius_px(acquisition, settings))
+    pairs = [
+        _Pair(i, j, f"{acquisition.tiles[i].name}-{acquisition.tiles[j].name}")
+        for i, j in neighbours(acquisition.tiles)
+    ]
+    needed = max((task.strip_bytes(pair) for pair in pairs), default=0)
+    if needed > engine.memory_per_block_bytes:
+        raise InputError(
+            f"aligning these tiles needs {needed / 1e9:.2g} GB of memory for each worker, and each has "
+            f"{engine.memory_per_block_bytes / 1e9:.2g} GB: give more memory or fewer workers"
+        )
+    return [link for link in engine.run(task, pairs, label="align", unit="pairs") if link is not None]
+
+
+@dataclass(frozen=True)
+class _Pair:
+    first: int
+    second: int
+    name: str
+
+    def __str__(self) -> str:
+        return self.name
+
+
+@dataclass(frozen=True)
+class _Part:
+    """The part of a tile that may overlap its neighbour."""
+
+    tile: Tile
+    rows: slice
+    columns: slice
+
+    def shape(self, planes: int) -> tuple[int, int, int]:
+        return planes, self.rows.stop - self.rows.start, self.columns.stop - self.columns.start
+
+
+@dataclass(frozen=True)
+class _Measure:
+    acquisition: Acquisition
+    channel: int
+    shading: Shading | None
+    search_px: tuple[int, int, int]
+
+    def __call__(self, pair: _Pair) -> Link:
+        nominal = self._nominal(pair)
+        empty = Link(pair.first, pair.second, nominal, nominal)
+        first, second, lag = self._parts(pair)
+        if 0 in first.shape(1):
+            return empty
+        found: list[Shift] = []
+        for start, stop in self._layers(first, second):
+            shift = measure_shift(
+                self._read(first, start, stop),
+                self._read(second, start, stop),
+                lag,
+                self.search_px,
+                self.acquisition.voxel_size_um,
+            )
+            if shift is not None:
+                found.append(shift)
+            if len(found) > 1 and _spread(found) < _ENOUGH_PX:
+                break
+        if not found:
+            return empty
+        shift, weight = _agreement(found)
+        # The strips start elsewhere than the tiles.
+        moved = np.asarray((0, first.rows.start, first.columns.start)) - (0, second.rows.start, second.columns.start)
+        return replace(
+            empty,
+            shift_px=_triple(shift.lag_px + moved),
+            correlation=shift.correlation,
+            weight=_triple(weight),
+            sharpness=_triple(shift.sharpness),
+        )
+
+    def strip_bytes(self, pair: _Pair) -> int:
+        """Most that measuring a pair may hold."""
+        first, second, _ = self._parts(pair)
+        depth = self._thickness
+        voxels = math.prod(first.shape(depth)) + math.prod(second.shape(depth))
+        # float32 and the raw planes while they are read; smaller copies; filtered pieces and spectra.
+        return voxels * (4 + self.acquisition.dtype.itemsize + 4) + 100 * 2**20
+
+    @property
+    def _thickness(self) -> int:
+        return min(max(_LAYER_PLANES, 2 * self.search_px[0]), self.acquisition.tile_shape[0])
+
+    def _nominal(self, pair: _Pair) -> Triple:
+        a, b = (np.asarray(self.acquisition.nominal_px(self.acquisition.tiles[i])) for i in (pair.first, pair.second))
+        return _triple(b - a)
+
+    def _parts(self, pair: _Pair) -> tuple[_Part, _Part, tuple[int, int, int]]:
+        """Both strips, and the nominal position of the second in the first."""
+        _, height, width = self.acquisition.tile_shape
+        nominal = [round(v) for v in self._nominal(pair)]
+        # Beyond the search window, the band-pass filter should see what lies around.
+        starts, stops = [], []
+        for step, radius, side in zip(nominal[1:], self.search_px[1:], (height, width), strict=True):
+            margin = radius + WINDOW // 2
+            starts.append(min(max(0, step - margin), side) if step > 0 else 0)
+            stops.append(max(0, min(side, side - step + margin)) if step > 0 else side)
+        first = _Part(self.acquisition.tiles[pair.first], slice(starts[0], height), slice(starts[1], width))
+        second = _Part(self.acquisition.tiles[pair.second], slice(0, stops[0]), slice(0, stops[1]))
+        return first, second, (nominal[0], nominal[1] - starts[0], nominal[2] - starts[1])
+
+    def _layers(self, first: _Part, second: _Part) -> list[tuple[int, int]]:
+        """Return ranges of planes to compare, the most promising first."""
+        depth = self.acquisition.tile_shape[0]
+        count = max(1, depth // self._thickness)
+        edges = [depth * i // count for i in range(count + 1)]
+        centres = [(a + b) // 2 for a, b in itertools.pairwise(edges)]
+        half = self._thickness // 2
+        layers = [(max(0, c - half), min(depth, max(0, c - half) + self._thickness)) for c in centres]
+        if count <= _MOST_LAYERS:
+            return layers
+        textures = [min(self._texture(first, *layer), self._texture(second, *layer)) for layer in layers]
+        return [layers[i] for i in sorted(range(count), key=lambda i: -textures[i])[:_MOST_LAYERS]]
+
+    def _texture(self, part: _Part, start: int, stop: int) -> float:
+        """Contrast that is left in the middle plane of a layer when noise and shading are filtered out."""
+        observed = np.flatnonzero(self._observed(part, start, stop))
+        if not len(observed):
+            return 0.0
+        plane = start + int(observed[len(observed) // 2])
+        values = self._read(part, plane, plane + 1).values
+        _, height, width = (n // 4 * 4 for n in values.shape)
+        if 0 in (height, width):
+            return 0.0
+        blocks = values[:, :height, :width].reshape(1, height // 4, 4, width // 4, 4).mean(axis=(2, 4))
+        return float(bandpass(blocks).std())
+
+    def _observed(self, part: _Part, start: int, stop: int) -> NDArray[np.bool_]:
+        observed = np.zeros(self.acquisition.tile_shape[0], dtype=np.bool_)
+        for low, high in self.acquisition.planes(part.tile, self.channel):
+            observed[low:high] = True
+        return observed[start:stop]
+
+    def _read(self, part: _Part, start: int, stop: int) -> Strip:
+        raw: NDArray[Any] = self.acquisition.read(part.tile, self.channel, start, stop, part.rows, part.columns)
+        # A plane of zeros was lost too: no camera sees nothing at all.
+        observed = self._observed(part, start, stop) & raw.any(axis=(1, 2))
+        if self.shading is None:
+            return Strip(raw, observed)
+        values = raw.astype(np.float32)
+        flat = self.shading.flat[part.rows, part.columns]
+        # The background stays, so that the root in the band-pass filter knows how noisy dark places are.
+        values -= self.shading.background
+        values /= flat
+        values += self.shading.background
+        return Strip(values, observed)
+
+
+def _weights(shift: Shift) -> NDArray[np.float64]:
+    sharpness = np.asarray(shift.sharpness)
+    return np.asarray(shift.correlation**2 * sharpness / (sharpness + _HALF_SHARP), dtype=np.float64)
+
+
+def _spread(shifts: list[Shift]) -> float:
+    """Distance of the two shifts that are closest to each other."""
+    lags = np.array([shift.lag_px for shift in shifts])
+    distances = np.linalg.norm(lags[:, None] - lags, axis=2)
+    return float(distances[np.triu_indices(len(lags), 1)].min())
+
+
+def _agreement(shifts: list[Shift]) -> tuple[Shift, NDArray[np.float64]]:
+    """Average the layers that agree with the best supported one; what the others weigh is taken off the weight."""
+    lags = np.array([shift.lag_px for shift in shifts])
+    weights = np.array([_weights(shift) for shift in shifts])
+    close = np.linalg.norm(lags[:, None] - lags, axis=2) <= _SAME_PX
+    best = int(np.argmax(close @ weights.sum(axis=1)))
+    kept = close[best]
+    share = weights[kept].sum() / weights.sum()
+    mean = Shift(
+        np.average(lags[kept], axis=0, weights=weights[kept]),
+        float(np.average([s.correlation for s in shifts], weights=weights.sum(axis=1) * kept)),
+        np.average([s.sharpness for s in shifts], axis=0, weights=weights.sum(axis=1) * kept),
+    )
+    return mean, weights[kept].mean(axis=0) * share
+
+
+def _triple(values: Sequence[float] | NDArray[Any]) -> Triple:
+    z, y, x = (float(v) for v in values)
+    return z, y, x

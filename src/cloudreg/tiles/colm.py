@@ -1,0 +1,300 @@
+"""Raw data of a COLM light-sheet microscope: one folder a tile, one TIFF a plane and channel."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cloudreg.errors import InputError
+from cloudreg.execution.progress import say
+from cloudreg.tiles.acquisition import Acquisition, Tile, to_intervals
+from cloudreg.tiles.experiment import PIXEL_UM, Experiment, read_experiment, read_scanned_cells
+from cloudreg.tiles.plane_files import PlaneKind, inspect_plane, read_plane, unlike
+
+INI = "Experiment.ini"
+SCANNED_CELLS = "Scanned Cells.txt"
+VIEW = "VW0"
+
+_PLANE = re.compile(r"LOC(\d+)\D*_CM(\d+)_CHN(\d+)_PLN(\d+)[^/]*\.tiff?$", re.IGNORECASE)
+_FOLDER = re.compile(r"LOC(\d+)$", re.IGNORECASE)
+_SIZES_INSPECTED = 8
+
+
+@dataclass(frozen=True)
+class PlaneNames:
+    """The file names of one channel of one tile, without a string for each of thousands of planes.
+
+    Parameters
+    ----------
+    prefix, digits, suffix
+        What the plane's number is written between, and how many digits it has at least.
+    others
+        Names that don't follow, by plane.
+    """
+
+    prefix: str
+    digits: int
+    suffix: str
+    others: Mapping[int, str]
+
+    @staticmethod
+    def describe(names: Mapping[int, str]) -> PlaneNames:
+        """Find the pattern of at least one name, each given by its plane."""
+        name = names[min(names)]
+        match = _PLANE.search(name)
+        if match is None:
+            raise ValueError(f"{name} is not the name of a plane")
+        start, stop = match.span(4)
+        pattern = PlaneNames(name[:start], stop - start, name[stop:], {})
+        return replace(pattern, others={plane: name for plane, name in names.items() if name != pattern[plane]})
+
+    def __getitem__(self, plane: int) -> str:
+        return self.others.get(plane) or f"{self.prefix}{plane:0{self.digits}d}{self.suffix}"
+
+
+@dataclass(frozen=True, eq=False)
+class ColmAcquisition(Acquisition):
+    """A COLM acquisition; opened by `open_acquisition`, which checks it."""
+
+    _names: Mapping[tuple[str, int], PlaneNames] = field(repr=False)
+    _digests: Mapping[int, str] = field(repr=False)
+
+    def plane_path(self, tile: Tile, channel: int, plane: int) -> Path:
+        """Return the file of a plane that exists."""
+        return self.planes_folder / tile.name / self._names[tile.name, channel][plane]
+
+    def read(
+        self,
+        tile: Tile,
+        channel: int,
+        start: int,
+        stop: int,
+        rows: slice = slice(None),
+        columns: slice = slice(None),
+    ) -> NDArray[np.generic]:
+        """Read planes ``start`` to ``stop`` of a tile, or a part of each; see `Acquisition.read`."""
+        depth, height, width = self.tile_shape
+        if not 0 <= start <= stop <= depth:
+            raise ValueError(f"planes {start} to {stop} are not within 0 to {depth}")
+        rows, columns = slice(*rows.indices(height)), slice(*columns.indices(width))
+        shape = (stop - start, max(0, rows.stop - rows.start), max(0, columns.stop - columns.start))
+        pixels = np.zeros(shape, self.dtype)
+        if not pixels.size:
+            return pixels
+        kind = PlaneKind(height, width, self.dtype)
+        for first, end in self.planes(tile, channel):
+            for plane in range(max(first, start), min(end, stop)):
+                read_plane(self.plane_path(tile, channel, plane), kind, rows, columns, pixels[plane - start])
+        return pixels
+
+    def fingerprint(self, channels: Iterable[int]) -> str:
+        """Return a hash of the description and of the names, sizes and times of these channels' files."""
+        digest = hashlib.sha256()
+        for name in (INI, SCANNED_CELLS):
+            digest.update(hashlib.sha256((self.path / name).read_bytes()).digest())
+        # The voxel size may have been given instead of read.
+        digest.update(repr(self.voxel_size_um).encode())
+        for channel in sorted(set(channels)):
+            self.require_channel(channel)
+            digest.update(f"{channel}:{self._digests[channel]}".encode())
+        return digest.hexdigest()
+
+    def file_pattern(self, channel: int) -> str:
+        """Return a regular expression that matches the whole name of each file of a channel, and of no other."""
+        self.require_channel(channel)
+        names = [names for (_, c), names in self._names.items() if c == channel]
+        suffixes = {name.rpartition(".")[2] for n in names for name in (n.suffix, *n.others.values())}
+        suffix = suffixes.pop() if len(suffixes) == 1 else "[tT][iI][fF][fF]?"
+        return rf".*_CHN{channel:02d}_PLN.*\.{suffix}"
+
+
+def plane_name(location: int, channel: int, plane: int) -> str:
+    """Return the file name that COLM gives to a plane."""
+    return f"{VIEW}_LOC{location:03d}D_CM0_CHN{channel:02d}_PLN{plane:04d}.tif"
+
+
+def folder_name(location: int) -> str:
+    """Return the folder name that COLM gives to a tile."""
+    return f"LOC{location:03d}"
+
+
+def open_acquisition(path: str | Path, *, voxel_size_um: Sequence[float] | None = None) -> ColmAcquisition:
+    """Open a raw acquisition, and check all that can be checked without reading its pixels.
+
+    Parameters
+    ----------
+    path
+        Folder with ``Experiment.ini``, ``Scanned Cells.txt`` and ``VW0``.
+    voxel_size_um
+        z, y, x, instead of what ``Experiment.ini`` says; needed where the objective is not a known one.
+
+    Returns
+    -------
+    ColmAcquisition
+        Planes that are missing in the sequence are no error: they are listed in `Acquisition.lost_planes`.
+
+    Raises
+    ------
+    InputError
+        If a text file is missing, not whole or contradicts the other; if the folder of an imaged cell is missing; if a
+        plane is truncated, of another size or type than the rest, or exists twice. Of each tile and channel, one file
+        of each different size is opened; a compressed plane that is damaged inside is found by `Acquisition.read`.
+    """
+    path = _home(Path(path))
+    experiment = read_experiment(path / INI)
+    scanned = read_scanned_cells(path / SCANNED_CELLS, experiment.rows, experiment.columns)
+    voxel = _voxel_size(path, experiment, voxel_size_um)
+    view = path / VIEW
+    folders = _folders(view)
+
+    tiles: list[Tile] = []
+    names: dict[tuple[str, int], PlaneNames] = {}
+    digests: dict[int, hashlib._Hash] = defaultdict(hashlib.sha256)
+    kind: PlaneKind | None = None
+    for location in np.flatnonzero(scanned):
+        row, column = divmod(int(location), experiment.columns)
+        folder = folders.get(int(location))
+        if folder is None:
+            raise InputError(
+                f"{path / SCANNED_CELLS} says that row {row}, column {column} was imaged, and {view} has no folder "
+                f"{folder_name(int(location))}: copy it, or set the cell to 0"
+            )
+        files = _list(view / folder, int(location))
+        for channel in sorted(files):
+            planes = files[channel]
+            for plane in _suspects(planes):
+                suspect = view / folder / planes[plane].name
+                found = inspect_plane(suspect)
+                kind = kind or PlaneKind(experiment.height, experiment.width, found.dtype)
+                if found != kind:
+                    raise unlike(suspect, found, kind)
+            names[folder, channel] = PlaneNames.describe({plane: file.name for plane, file in planes.items()})
+            for file in planes.values():
+                digests[channel].update(f"{folder}/{file.name}:{file.size}:{file.time_ns}\n".encode())
+        tiles.append(Tile(folder, row, column, {channel: to_intervals(planes) for channel, planes in files.items()}))
+    if kind is None:
+        raise InputError(f"expected planes such as {plane_name(0, 0, 0)} in the folders of {view}, found none")
+
+    ends = [intervals[-1][1] for tile in tiles for intervals in tile.planes_by_channel.values()]
+    acquisition = ColmAcquisition(
+        path=path,
+        rows=experiment.rows,
+        columns=experiment.columns,
+        tile_shape=(max(experiment.planes, *ends, 0), experiment.height, experiment.width),
+        voxel_size_um=voxel,
+        overlap=experiment.overlap,
+        channels=tuple(sorted(digests)),
+        dtype=kind.dtype,
+        tiles=tuple(tiles),
+        objective=experiment.objective,
+        planes_folder=view,
+        _names=names,
+        _digests={channel: digest.hexdigest() for channel, digest in digests.items()},
+    )
+    _warn(acquisition, experiment)
+    return acquisition
+
+
+@dataclass(frozen=True)
+class _File:
+    name: str
+    size: int
+    time_ns: int
+
+
+def _home(path: Path) -> Path:
+    """Return the folder that holds the view; the view itself is understood too."""
+    if not path.is_dir():
+        raise InputError(f"expected the folder of a raw acquisition at {path}, found {_what(path)}")
+    if path.name == VIEW and not (path / INI).exists() and (path.parent / INI).exists():
+        return path.parent
+    return path
+
+
+def _what(path: Path) -> str:
+    return "a file" if path.exists() else "nothing"
+
+
+def _voxel_size(path: Path, experiment: Experiment, given: Sequence[float] | None) -> tuple[float, float, float]:
+    if given is not None:
+        z, y, x = (float(v) for v in given)
+        if not (0 < z < np.inf and 0 < y < np.inf and 0 < x < np.inf):
+            raise InputError(f"a voxel size is three lengths above 0 um, z y x, got {tuple(given)}")
+        return z, y, x
+    pixel = experiment.pixel_size_um
+    if pixel is None:
+        known = ", ".join(f"{m:g}x" for m in PIXEL_UM)
+        raise InputError(
+            f"{path / INI} names the objective {experiment.objective!r}, whose pixel size is not known ({known} are): "
+            "give the voxel size"
+        )
+    return experiment.step_um, pixel, pixel
+
+
+def _folders(view: Path) -> dict[int, str]:
+    if not view.is_dir():
+        raise InputError(f"expected the tiles' folders in {view}, found {_what(view)}: copy the whole acquisition")
+    folders: dict[int, str] = {}
+    for name in sorted(entry.name for entry in view.iterdir() if entry.is_dir()):
+        match = _FOLDER.match(name)
+        if match is None:
+            continue
+        if int(match[1]) in folders:
+            raise InputError(f"{view} has two folders of one tile, {folders[int(match[1])]} and {name}: remove one")
+        folders[int(match[1])] = name
+    return folders
+
+
+def _list(folder: Path, location: int) -> dict[int, dict[int, _File]]:
+    """Return the files of a tile by channel and plane, planes ascending."""
+    files: dict[int, dict[int, _File]] = defaultdict(dict)
+    with os.scandir(folder) as entries:
+        for entry in sorted(entries, key=lambda e: e.name):
+            match = _PLANE.search(entry.name)
+            if match is None or entry.name.startswith(".") or not entry.is_file():
+                continue
+            if int(match[1]) != location:
+                raise InputError(f"{entry.path} belongs to another tile than its folder: put it back")
+            channel, plane = int(match[3]), int(match[4])
+            if plane in files[channel]:
+                raise InputError(
+                    f"{folder} holds plane {plane} of channel {channel} twice, as {files[channel][plane].name} and "
+                    f"{entry.name}: remove one"
+                )
+            status = entry.stat()
+            files[channel][plane] = _File(entry.name, status.st_size, status.st_mtime_ns)
+    return {channel: dict(sorted(planes.items())) for channel, planes in files.items()}
+
+
+def _suspects(planes: Mapping[int, _File]) -> list[int]:
+    """Return planes that stand for all the others: one of each file size.
+
+    Sound uncompressed planes are of one size, so any other size is a truncated or foreign file. Compressed ones all
+    differ: then only the smallest and the largest file are chosen.
+    """
+    by_size = {file.size: plane for plane, file in reversed(list(planes.items()))}
+    sizes = sorted(by_size)
+    if len(sizes) > _SIZES_INSPECTED:
+        sizes = [sizes[0], sizes[-1]]
+    return [by_size[size] for size in sizes]
+
+
+def _warn(acquisition: ColmAcquisition, experiment: Experiment) -> None:
+    for channel in acquisition.channels:
+        empty = [tile.name for tile in acquisition.tiles if not acquisition.planes(tile, channel)]
+        if empty:
+            say(f"channel {channel}: no planes at all in {', '.join(empty)}")
+        for tile in acquisition.tiles:
+            lost = acquisition.lost_planes(tile, channel)
+            if lost and tile.name not in empty:
+                say(f"channel {channel}: {len(lost)} of {acquisition.tile_shape[0]} planes of {tile.name} are missing")
+    if len(acquisition.channels) != experiment.channels:
+        say(f"{acquisition.path / INI} counts {experiment.channels} channel(s), found {len(acquisition.channels)}")

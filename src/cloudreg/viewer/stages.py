@@ -1,0 +1,215 @@
+"""The sections of a report that show the stages before registration, and what ran."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from cloudreg.flatfield import load_shading
+from cloudreg.io import open_volume
+from cloudreg.run_folder import RunFolder
+from cloudreg.tiles import Displacement, Project, ProjectTile, read_project
+from cloudreg.viewer.charts import histogram, lines, tile_layout
+from cloudreg.viewer.page import Fact, Part, Section
+from cloudreg.viewer.pictures import coloured, encode, middle_planes, shrink
+
+
+def run_facts(folder: RunFolder, manifest: Mapping[str, Any]) -> list[Fact]:
+    """Return the run's numbers for the top of the page."""
+    facts = []
+    if folder.project.exists():
+        project = read_project(folder.project)
+        facts.append(Fact("tiles", str(sum(bool(tile.name) for tile in project.tiles))))
+    channels = _channels(manifest, "fuse")
+    if channels:
+        volume = open_volume(folder.stitched(channels[0]))
+        facts += [
+            Fact("channels", str(len(channels))),
+            Fact("voxels, z y x", " × ".join(f"{n:,}" for n in volume.grid.shape)),
+            Fact("voxel size, µm", " × ".join(f"{v:.4g}" for v in volume.grid.voxel_size_um)),
+        ]
+    facts.append(Fact("computing time", _duration(sum(s.get("seconds", 0) for s in manifest["stages"].values()))))
+    return facts
+
+
+def score_section(path: Path) -> list[Section]:
+    """Return the errors against the truth, where the truth was known."""
+    if not path.exists():
+        return []
+    score = json.loads(path.read_text())
+    rows = [("what", "found", "unit"), *((row["name"], _number(row["value"]), row["unit"]) for row in score["rows"])]
+    lead = "This acquisition was made from a known brain, so every stage can be compared with the truth."
+    return [Section("score", "Against the truth", lead, [Part("table", rows=rows)])]
+
+
+def run_sections(folder: RunFolder, manifest: Mapping[str, Any]) -> list[Section]:
+    """Return a section for each stage before registration that left something."""
+    sections = []
+    shaded = [c for c in _channels(manifest, "shade") if folder.shading(c).exists()]
+    if shaded:
+        sections.append(_shading_section(folder, shaded))
+    if folder.project.exists():
+        sections.append(_alignment_section(read_project(folder.project)))
+    stitched = [c for c in _channels(manifest, "correct") if folder.corrected(c).exists()]
+    if stitched:
+        sections.append(_volume_section(folder, stitched))
+    return sections
+
+
+def about_section(manifest: Mapping[str, Any]) -> Section:
+    """Return what is needed to do it again, and how long it took."""
+    parts = []
+    stages = [(name, stage) for name, stage in manifest.get("stages", {}).items() if "seconds" in stage]
+    longest = max((stage["seconds"] for _, stage in stages), default=0) or 1
+    bars = [
+        {
+            "name": _stage_name(name),
+            "percent": round(100 * stage["seconds"] / longest, 1),
+            "value": _duration(stage["seconds"]),
+        }
+        for name, stage in stages
+    ]
+    if bars:
+        parts.append(Part("bars", title="Time", rows=bars))
+    for name in ("command", "versions", "settings"):
+        if manifest.get(name):
+            value = manifest[name]
+            text = value if isinstance(value, str) else yaml.safe_dump(value, sort_keys=False)
+            parts.append(Part("text", summary=name.capitalize(), text=text))
+    return Section("about", "What ran", "All that is needed to do it again.", parts)
+
+
+def _shading_section(folder: RunFolder, channels: Sequence[int]) -> Section:
+    pictures, profiles = [], {}
+    for channel in channels:
+        shading = load_shading(folder.shading(channel))
+        flat = shading.flat
+        low, high = float(flat.min()), float(flat.max())
+        caption = f"channel {channel}: {low:.2f} dark to {high:.2f} bright; background {shading.background:.4g}"
+        pictures.append(encode(coloured(flat, "viridis", low, high), caption))
+        across = np.linspace(0, 1, flat.shape[1])
+        profiles[f"channel {channel}, along a row"] = (across, flat.mean(axis=0).astype(float))
+        down = np.linspace(0, 1, flat.shape[0])
+        profiles[f"channel {channel}, along a column"] = (down, flat.mean(axis=1).astype(float))
+    chart = lines(profiles, "place on the tile, 0 to 1", "relative brightness", "Means of the flat fields.")
+    return Section(
+        "shading",
+        "Tiles",
+        "How bright a tile is at each place, relative to its mean; each tile is divided by it. The field should be "
+        "smooth, and show nothing of the tissue.",
+        [Part("charts", pictures=[*pictures, chart])],
+    )
+
+
+def _alignment_section(project: Project) -> Section:
+    tiles = [tile for tile in project.tiles if tile.name]
+    voxel = np.asarray(project.voxel_size_um)
+    number = {(tile.row, tile.column): index for index, tile in enumerate(tiles)}
+    corners = np.array([tile.position_px for tile in tiles]) * voxel
+    links, residuals = [], []
+    for first, second, displacement in _links(tiles, number):
+        peak = float(np.mean([axis.peak for axis in displacement.axes]))
+        links.append((first, second, peak if peak > 0 else float("nan")))
+        placed = np.subtract(tiles[second].position_px, tiles[first].position_px)
+        if peak > 0:
+            residuals.append(placed - [axis.px for axis in displacement.axes])
+    vertical, horizontal = _tile_size_um(project, tiles)
+    layout = tile_layout(
+        corners[:, 1:],
+        (vertical, horizontal),
+        [tile.name for tile in tiles],
+        links,
+        "Where the tiles were placed; a line joins neighbours, dotted where their overlap held nothing to compare.",
+    )
+    moved = np.array([_deviation_px(project, tile) for tile in tiles])
+    moved = moved - np.median(moved, axis=0)
+    charts = []
+    if residuals:
+        error = np.linalg.norm(np.array(residuals), axis=1)
+        charts.append(histogram(error, "pixels", "links", "How far the placement is from each measured shift."))
+    charts.append(
+        histogram(
+            np.linalg.norm(moved, axis=1), "pixels", "tiles", "How far the tiles lie from where the stage meant to be."
+        )
+    )
+    return Section(
+        "alignment",
+        "Alignment",
+        "Where neighbours overlap, their shift was measured; then all tiles were placed together. Links should be "
+        "bright, and the placement agree with them to a fraction of a pixel.",
+        [Part("charts", pictures=[layout]), Part("charts", pictures=charts)],
+    )
+
+
+def _volume_section(folder: RunFolder, channels: Sequence[int]) -> Section:
+    parts = []
+    for channel in channels:
+        before, after = shrink(open_volume(folder.stitched(channel))), shrink(open_volume(folder.corrected(channel)))
+        # One window for both, so that what changed is what one sees.
+        window = before.window()
+        for volume, name in ((before, "before"), (after, "after")):
+            title = f"Channel {channel}" if name == "before" else ""
+            parts.append(Part("pictures", title=title, pictures=middle_planes(volume, window, name)))
+    return Section(
+        "volume",
+        "Stitched volume",
+        "The middle planes before and after correction of the slow illumination, in the same greys. No seam should "
+        "show between tiles, and like tissue should be alike in brightness all over.",
+        parts,
+    )
+
+
+def _links(
+    tiles: Sequence[ProjectTile], number: Mapping[tuple[int, int], int]
+) -> Iterator[tuple[int, int, Displacement]]:
+    for index, tile in enumerate(tiles):
+        for displacements, place in (
+            (tile.east, (tile.row, tile.column + 1)),
+            (tile.south, (tile.row + 1, tile.column)),
+        ):
+            if place in number:
+                for displacement in displacements:
+                    yield index, number[place], displacement
+
+
+def _deviation_px(project: Project, tile: ProjectTile) -> np.ndarray[Any, np.dtype[np.float64]]:
+    down, right = (um / voxel for um, voxel in zip(project.pitch_um, project.voxel_size_um[1:], strict=True))
+    return np.subtract(tile.position_px, (0.0, tile.row * down, tile.column * right))
+
+
+def _tile_size_um(project: Project, tiles: Sequence[ProjectTile]) -> tuple[float, float]:
+    """The project does not say how large a tile is; one of its files does."""
+    from tifffile import TiffFile
+
+    for tile in tiles:
+        for file in sorted((project.stacks_dir / tile.name).glob("*.tif*"))[:1]:
+            with TiffFile(file) as opened:
+                height, width = opened.pages[0].shape[-2:]
+            return height * project.voxel_size_um[1], width * project.voxel_size_um[2]
+    return project.pitch_um
+
+
+def _channels(manifest: Mapping[str, Any], stage: str) -> list[int]:
+    names = (name for name, record in manifest["stages"].items() if record["status"] == "done")
+    return sorted(int(name.removeprefix(f"{stage}_")) for name in names if name.startswith(f"{stage}_"))
+
+
+def _stage_name(name: str) -> str:
+    stage, _, channel = name.partition("_")
+    return f"{stage}, channel {int(channel)}" if channel else stage
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def _number(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

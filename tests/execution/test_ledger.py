@@ -1,0 +1,32 @@
+"""The ledger: what it says is done is done."""
+
+import threading
+
+from cloudreg.execution import Ledger
+
+
+def test_marks_survive_the_process(tmp_path):
+    Ledger(tmp_path / "folder" / "done").mark("a")
+    Ledger(tmp_path / "folder" / "done").mark("b c")
+    read = Ledger(tmp_path / "folder" / "done")
+    assert "a" in read and "b c" in read and "c" not in read and len(read) == 2
+
+
+def test_a_line_cut_short_by_a_kill_does_not_count_nor_spoil_the_next(tmp_path):
+    path = tmp_path / "done"
+    path.write_text("0-64\n64-12")
+    ledger = Ledger(path)
+    assert "0-64" in ledger and "64-12" not in ledger
+    ledger.mark("64-128")
+    again = Ledger(path)
+    assert "64-128" in again and "0-64" in again
+
+
+def test_threads_do_not_mix_lines(tmp_path):
+    ledger = Ledger(tmp_path / "done")
+    threads = [threading.Thread(target=lambda k=k: [ledger.mark(f"{k}-{i}") for i in range(20)]) for k in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(Ledger(tmp_path / "done")) == 80

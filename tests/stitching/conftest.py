@@ -1,0 +1,204 @@
+"""A small acquisition in memory, cut with known sub-pixel offsets out of a texture that is known everywhere."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy import fft
+
+from cloudreg.tiles import Acquisition, Tile
+from cloudreg.tiles.acquisition import to_intervals
+
+
+@dataclass(frozen=True, eq=False)
+class MemoryAcquisition(Acquisition):
+    """Tiles that are arrays; remembers how often each plane was read."""
+
+    stacks: dict[tuple[int, int], np.ndarray] = field(default_factory=dict)
+    reads: dict[tuple[str, int], float] = field(default_factory=dict)
+
+    def read(self, tile, channel, start, stop, rows=slice(None), columns=slice(None)):
+        stack = self.stacks[tile.row, tile.column]
+        part = stack[start:stop, rows, columns].copy()
+        for plane in range(start, stop):
+            share = part[0].size / stack[0].size
+            self.reads[tile.name, plane] = self.reads.get((tile.name, plane), 0) + share
+        observed = np.zeros(len(stack), dtype=bool)
+        for a, b in self.planes(tile, channel):
+            observed[a:b] = True
+        part[~observed[start:stop]] = 0
+        return part
+
+    def fingerprint(self, channels: Iterable[int]) -> str:
+        return "memory"
+
+    def file_pattern(self, channel: int) -> str:
+        return ".*"
+
+
+def hold(
+    stacks: dict[tuple[int, int], np.ndarray],
+    shape: tuple[int, int],
+    overlap: tuple[float, float],
+    *,
+    voxel_size_um: Sequence[float] = (2.0, 1.0, 1.0),
+    lost: dict[tuple[int, int], Iterable[int]] | None = None,
+) -> MemoryAcquisition:
+    """Make an acquisition of the stacks, by (row, column), on a grid of rows and columns."""
+    first = next(iter(stacks.values()))
+    lost = lost or {}
+    tiles = [
+        Tile(
+            f"LOC{row * shape[1] + column:03d}",
+            row,
+            column,
+            {0: to_intervals(set(range(len(first))) - set(lost.get((row, column), ())))},
+        )
+        for row, column in sorted(stacks)
+    ]
+    z, y, x = voxel_size_um
+    return MemoryAcquisition(
+        path=Path("memory"),
+        rows=shape[0],
+        columns=shape[1],
+        tile_shape=first.shape,
+        voxel_size_um=(z, y, x),
+        overlap=overlap,
+        channels=(0,),
+        dtype=first.dtype,
+        tiles=tuple(tiles),
+        objective="",
+        planes_folder=Path("memory"),
+        stacks=stacks,
+    )
+
+
+class Texture:
+    """A random band-limited periodic texture of mean 0 and deviation 1, exact between its voxels too."""
+
+    def __init__(self, shape: Sequence[int], *, seed: int, finest_px: float = 1.2, coarsest_px: float = 6.0) -> None:
+        self.shape = [fft.next_fast_len(n, real=True) for n in shape]
+        noise = np.random.default_rng(seed).standard_normal(self.shape).astype(np.float32)
+        self.frequencies = np.meshgrid(
+            np.fft.fftfreq(self.shape[0]), np.fft.fftfreq(self.shape[1]), np.fft.rfftfreq(self.shape[2]), indexing="ij"
+        )
+        squared = sum(f**2 for f in self.frequencies)
+        spectrum = fft.rfftn(noise)
+        layers = [
+            fft.irfftn(spectrum * np.exp(-2 * (np.pi * s) ** 2 * squared), self.shape) for s in (finest_px, coarsest_px)
+        ]
+        mean = sum(layer / layer.std() for layer in layers)
+        self.spectrum = fft.rfftn(mean / mean.std())
+
+    def cut(self, position_px: Sequence[float], shape: Sequence[int]) -> np.ndarray:
+        """Return the values at a lattice of whole steps from a position that need not be whole."""
+        whole = np.floor(position_px).astype(int)
+        phase = sum(f * (p - w) for f, p, w in zip(self.frequencies, position_px, whole, strict=True))
+        moved = fft.irfftn(self.spectrum * np.exp(2j * np.pi * phase), self.shape)
+        index = [(np.arange(n) + w) % m for n, w, m in zip(shape, whole, self.shape, strict=True)]
+        return moved[np.ix_(*index)]
+
+
+@dataclass(frozen=True)
+class Phantom:
+    acquisition: MemoryAcquisition
+    truth_px: np.ndarray
+
+    def errors(self, positions_px: np.ndarray) -> np.ndarray:
+        """Distance of each tile from where it is, without the shift common to all."""
+        difference = positions_px - self.truth_px
+        return np.linalg.norm(difference - np.median(difference, axis=0), axis=1)
+
+
+def _some_links(links, count, random):
+    """Choose links at random without which the grid still hangs together."""
+    chosen = []
+    for index in random.permutation(len(links)):
+        left = [link for link in links if link not in chosen and link != links[index]]
+        group = {links[0][0]}
+        for _ in links:
+            group |= {cell for link in left if group & set(link) for cell in link}
+        if len(chosen) < count and group == {cell for link in links for cell in link}:
+            chosen.append(links[index])
+    return chosen
+
+
+def _shared_area(first, second, pitch, tile_shape):
+    """Rows and columns of the specimen where two neighbours overlap."""
+    low = [12 + b * p for b, p in zip(second, pitch, strict=True)]
+    high = [12 + a * p + n for a, p, n in zip(first, pitch, tile_shape[1:], strict=True)]
+    return [(a - 4, b + 4) for a, b in zip(low, high, strict=True)]
+
+
+def _inside(at, low, high):
+    """1 between two places and 0 elsewhere, with soft edges."""
+    return 1 / (1 + np.exp(-(at - low) / 1.5)) / (1 + np.exp((at - high) / 1.5))
+
+
+def cut_phantom(
+    *,
+    grid: tuple[int, int] = (2, 3),
+    tile_shape: tuple[int, int, int] = (24, 96, 96),
+    overlap: float = 0.2,
+    jitter_px: Sequence[float] = (1.5, 4.0, 4.0),
+    drift_px: Sequence[float] = (0.0, 0.0, 0.0),
+    photons: float = 300.0,
+    missing: Sequence[tuple[int, int]] = (),
+    lost: dict[tuple[int, int], Iterable[int]] | None = None,
+    blank: Sequence[tuple[int, int]] = (),
+    empty_overlaps: float = 0.0,
+    finest_px: float = 1.2,
+    seed: int = 0,
+) -> Phantom:
+    """Cut tiles out of a texture; shot noise on a background of 100.
+
+    ``blank`` tiles show no tissue; ``empty_overlaps`` is the share of overlaps where there is none in the specimen.
+    """
+    random = np.random.default_rng(seed)
+    pitch = tile_shape[1] * (1 - overlap), tile_shape[2] * (1 - overlap)
+    size = [tile_shape[0] + 8, *(int(g * p) + 60 for g, p in zip(grid, tile_shape[1:], strict=True))]
+    texture = Texture(size, seed=seed, finest_px=finest_px)
+    cells = [(r, c) for r in range(grid[0]) for c in range(grid[1]) if (r, c) not in missing]
+    truth = np.array(
+        [
+            (4, 12 + r * pitch[0], 12 + c * pitch[1])
+            + random.uniform(-1, 1, 3) * jitter_px
+            + np.multiply(drift_px, (c, c, c))
+            for r, c in cells
+        ]
+    )
+    links = [
+        (cell, other) for cell in cells for other in ((cell[0], cell[1] + 1), (cell[0] + 1, cell[1])) if other in cells
+    ]
+    dark = _some_links(links, round(empty_overlaps * len(links)), random)
+    holes = [_shared_area(*link, pitch, tile_shape) for link in dark]
+    stacks = {}
+    for position, cell in zip(truth, cells, strict=True):
+        tissue = photons * np.exp(0.3 * texture.cut(position, tile_shape)) * (cell not in blank)
+        rows, columns = (p + np.arange(n) for p, n in zip(position[1:], tile_shape[1:], strict=True))
+        for (y0, y1), (x0, x1) in holes:
+            tissue *= 1 - _inside(rows, y0, y1)[:, None] * _inside(columns, x0, x1)
+        stacks[cell] = random.poisson(100 + tissue).clip(0, 65535).astype(np.uint16)
+    return Phantom(hold(stacks, grid, (overlap, overlap), lost=lost), truth)
+
+
+@pytest.fixture(scope="session")
+def make_phantom():
+    """The function that cuts a phantom."""
+    return cut_phantom
+
+
+@pytest.fixture(scope="session")
+def in_memory():
+    """The function that makes an acquisition of arrays."""
+    return hold
+
+
+@pytest.fixture(scope="session")
+def phantom():
+    """2 x 3 tiles with everything in order."""
+    return cut_phantom()

@@ -1,0 +1,176 @@
+"""Fusion: what each voxel is, where it lies, and that the bytes depend on nothing else."""
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cloudreg.errors import InputError
+from cloudreg.execution import Engine, Ledger
+from cloudreg.flatfield import Shading
+from cloudreg.settings import FusionSettings
+from cloudreg.stitching import fuse, fusion
+from cloudreg.stitching.fusion import FuseBlock, block_bytes, block_shape, edge_weights
+from cloudreg.tiles import to_project
+
+SETTINGS = FusionSettings(chunk=(8, 16, 16))
+
+
+@pytest.fixture
+def acquisition(in_memory):
+    """2 x 3 tiles of noise, one cell unscanned, lost planes in one tile."""
+    random = np.random.default_rng(0)
+    cells = [(r, c) for r in range(2) for c in range(3) if (r, c) != (1, 2)]
+    stacks = {cell: random.integers(1, 60000, (20, 40, 48), dtype=np.uint16) for cell in cells}
+    return in_memory(stacks, (2, 3), (0.2, 0.25), lost={(0, 1): [7, 8]})
+
+
+def placed(acquisition, positions=None):
+    return to_project(acquisition, 0).moved(positions or {})
+
+
+JITTERED = {(0, 0): (0.4, -3.2, 2.0), (0, 1): (-1.6, 1.0, 37.5), (1, 1): (2.0, 30.7, 33.3)}
+
+
+def digest(folder):
+    files = sorted(p for p in Path(folder).rglob("*") if p.is_file())
+    return hashlib.sha256(b"".join(str(p.relative_to(folder)).encode() + p.read_bytes() for p in files)).hexdigest()
+
+
+def test_what_one_tile_saw_is_kept_to_the_last_bit(acquisition, engine, tmp_path):
+    volume = fuse(acquisition, 0, placed(acquisition), None, tmp_path / "v.ome.zarr", SETTINGS, engine)
+    assert volume.grid.shape == (20, 40 + 32, 48 + 2 * 36)
+    assert volume.dtype == np.uint16
+    fused = volume.read()
+    # Rows 0..31 and columns 0..35 belong to the first tile alone.
+    np.testing.assert_array_equal(fused[:, :32, :36], acquisition.stacks[0, 0][:, :32, :36])
+    np.testing.assert_array_equal(fused[:, 40:, :36], acquisition.stacks[1, 0][:, 8:, :36])
+    assert not fused[:, 40:, 84:].any()
+
+
+def test_the_mean_of_equal_tiles_is_what_they_are(in_memory, engine, tmp_path):
+    stacks = {(r, c): np.full((6, 40, 40), 54321, np.uint16) for r in range(2) for c in range(2)}
+    tiles = in_memory(stacks, (2, 2), (0.3, 0.3))
+    for blending in ("cosine", "linear"):
+        settings = FusionSettings(blending=blending)
+        volume = fuse(tiles, 0, placed(tiles), None, tmp_path / f"{blending}.ome.zarr", settings, engine)
+        assert (volume.read() == 54321).all()
+
+
+def test_blending_goes_over_smoothly_from_tile_to_tile(in_memory, engine, tmp_path):
+    stacks = {(0, c): np.full((2, 20, 100), 1000 * (c + 1), np.uint16) for c in range(2)}
+    tiles = in_memory(stacks, (1, 2), (0.1, 0.2))
+    volume = fuse(tiles, 0, placed(tiles), None, tmp_path / "v.ome.zarr", SETTINGS, engine)
+    profile = volume.read()[0, 10].astype(float)
+    share = (profile[80:100] - 1000) / 1000
+    np.testing.assert_allclose(share, np.sin(np.pi / 2 * (np.arange(20) + 0.5) / 20) ** 2, atol=1e-3)
+    assert (profile[:80] == 1000).all()
+    assert (profile[100:] == 2000).all()
+
+
+@pytest.mark.parametrize("blending", ["cosine", "linear"])
+def test_weights_of_two_tiles_add_up_to_one_and_never_vanish(blending):
+    weights = edge_weights(100, 30, blending)
+    np.testing.assert_allclose(weights[-30:] + weights[:30], 1, atol=1e-6)
+    assert weights.min() > 0
+    assert weights.max() == 1
+
+
+def test_lost_planes_are_filled_by_the_neighbour_or_stay_zero(acquisition, engine, tmp_path):
+    fused = fuse(acquisition, 0, placed(acquisition), None, tmp_path / "v.ome.zarr", SETTINGS, engine).read()
+    np.testing.assert_array_equal(fused[7:9, :32, 36:48], acquisition.stacks[0, 0][7:9, :32, 36:])
+    assert not fused[7:9, :32, 48:72].any()
+    assert fused[6, :32, 48:72].all()
+
+
+def test_micrometres_are_those_of_the_stage(acquisition, engine, tmp_path):
+    project = placed(acquisition, JITTERED)
+    volume = fuse(acquisition, 0, project, None, tmp_path / "v.ome.zarr", SETTINGS, engine)
+    np.testing.assert_allclose(volume.grid.origin_um, np.multiply((-2, -3, 0), acquisition.voxel_size_um))
+    assert volume.grid.shape[0] == 2 + 2 + 20
+    # Tile (1, 0) lies at (0, 32, 0); this voxel of it was seen by no other tile.
+    index = volume.grid.um_to_index(np.multiply((5, 32 + 30, 3), acquisition.voxel_size_um))
+    assert volume.read()[tuple(np.rint(index).astype(int))] == acquisition.stacks[1, 0][5, 30, 3]
+
+
+def test_the_intersection_of_depths_is_what_all_tiles_reach(acquisition, engine, tmp_path):
+    settings = FusionSettings(depth="intersection", chunk=(8, 16, 16))
+    union = fuse(acquisition, 0, placed(acquisition, JITTERED), None, tmp_path / "u.ome.zarr", SETTINGS, engine)
+    cut = fuse(acquisition, 0, placed(acquisition, JITTERED), None, tmp_path / "i.ome.zarr", settings, engine)
+    assert cut.grid.shape[0] == 20 - 4
+    assert cut.grid.origin_um[0] == 2 * acquisition.voxel_size_um[0]
+    np.testing.assert_array_equal(cut.read(), union.read()[4:20])
+
+
+def test_shading_is_taken_off_on_the_way(acquisition, engine, tmp_path):
+    random = np.random.default_rng(1)
+    flat = random.uniform(0.5, 1.5, (40, 48)).astype(np.float32)
+    shading = Shading(flat, 300.0)
+    fused = fuse(acquisition, 0, placed(acquisition), shading, tmp_path / "v.ome.zarr", SETTINGS, engine).read()
+    expected = np.rint(shading.apply(acquisition.stacks[0, 0])).clip(0, 65535)
+    np.testing.assert_array_equal(fused[:, :32, :36], expected[:, :32, :36])
+    assert fused.max() == 65535
+
+
+@pytest.mark.parametrize("block", [(8, 16, 16), (8, 32, 112), (24, 80, 16)])
+def test_the_bytes_do_not_depend_on_blocks_and_workers(acquisition, engine, tmp_path, monkeypatch, block):
+    project = placed(acquisition, JITTERED)
+    with Engine(workers=1, memory="1GB") as alone:
+        fuse(acquisition, 0, project, None, tmp_path / "a.ome.zarr", SETTINGS, alone)
+    monkeypatch.setattr(fusion, "block_shape", lambda *_: block)
+    fuse(acquisition, 0, project, None, tmp_path / "b.ome.zarr", SETTINGS, engine)
+    assert digest(tmp_path / "a.ome.zarr") == digest(tmp_path / "b.ome.zarr")
+
+
+def test_a_killed_fusion_goes_on_and_gives_the_same_bytes(acquisition, tmp_path, monkeypatch):
+    project = placed(acquisition, JITTERED)
+    monkeypatch.setattr(fusion, "block_shape", lambda *_: (8, 32, 64))
+    whole, path = FuseBlock.__call__, tmp_path / "b.ome.zarr"
+    calls = []
+
+    def until_killed(self, box):
+        calls.append(str(box))
+        if len(calls) == 6:
+            raise KeyboardInterrupt
+        whole(self, box)
+
+    with Engine(workers=1, memory="1GB") as alone:
+        fuse(acquisition, 0, project, None, tmp_path / "a.ome.zarr", SETTINGS, alone)
+        monkeypatch.setattr(FuseBlock, "__call__", until_killed)
+        with pytest.raises(KeyboardInterrupt):
+            fuse(acquisition, 0, project, None, path, SETTINGS, alone, Ledger(tmp_path / "ledger.txt"))
+        assert len(Ledger(tmp_path / "ledger.txt")) == 5
+        done, calls[:] = calls[:5], ["killed"] * 10
+        fuse(acquisition, 0, project, None, path, SETTINGS, alone, Ledger(tmp_path / "ledger.txt"))
+    assert not set(done) & set(calls)
+    assert digest(tmp_path / "a.ome.zarr") == digest(path)
+
+
+def test_each_plane_is_read_about_once(acquisition, engine, tmp_path):
+    fuse(acquisition, 0, placed(acquisition), None, tmp_path / "v.ome.zarr", FusionSettings(), engine)
+    assert max(acquisition.reads.values()) == pytest.approx(1)
+
+
+def test_blocks_are_multiples_of_chunks_that_fit_in_memory(in_memory):
+    tiles = in_memory({(0, 0): np.zeros((1, 2048, 2048), np.uint16)}, (1, 1), (0.1, 0.1))
+    shape = (700, 11000, 16000)
+    for memory in (64e6, 500e6, 2e9, 50e9):
+        block = block_shape(shape, (64, 128, 128), tiles, int(memory))
+        assert block_bytes(block, tiles) <= memory
+        assert all(b % c == 0 or b == n for b, c, n in zip(block, (64, 128, 128), shape, strict=True))
+    assert block == (64, 11000, 16000)
+    assert block_shape(shape, (64, 128, 128), tiles, 1000) == (64, 128, 128)
+
+
+def test_a_project_of_other_tiles_is_refused(acquisition, in_memory, engine, tmp_path):
+    other = in_memory({(0, 0): np.zeros((2, 8, 8), np.uint16)}, (1, 1), (0.1, 0.1))
+    with pytest.raises(InputError, match="expected a project of 2 x 3 tiles for memory, got one of 1 x 1"):
+        fuse(acquisition, 0, placed(other), None, tmp_path / "v.ome.zarr", SETTINGS, engine)
+    assert not (tmp_path / "v.ome.zarr").exists()
+
+
+def test_tiles_without_a_common_plane_have_no_intersection(acquisition, engine, tmp_path):
+    apart = placed(acquisition, {(0, 0): (30, 0, 0)})
+    with pytest.raises(InputError, match="no plane in common: fuse them with depth union"):
+        fuse(acquisition, 0, apart, None, tmp_path / "v.ome.zarr", FusionSettings(depth="intersection"), engine)

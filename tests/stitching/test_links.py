@@ -1,0 +1,121 @@
+"""Measured displacements of phantoms whose offsets are known to a fraction of a pixel."""
+
+import numpy as np
+import pytest
+
+from cloudreg.errors import InputError
+from cloudreg.execution import Engine
+from cloudreg.flatfield import Shading
+from cloudreg.settings import AlignSettings
+from cloudreg.stitching import measure_links
+from cloudreg.stitching.pairwise import Strip, measure_shift
+
+SETTINGS = AlignSettings(search_um=(6, 10, 10))
+
+
+def link_errors(phantom, links):
+    return np.array(
+        [
+            np.linalg.norm(np.subtract(k.shift_px, phantom.truth_px[k.second] - phantom.truth_px[k.first]))
+            for k in links
+            if not k.is_empty
+        ]
+    )
+
+
+def test_shifts_are_right_to_a_fraction_of_a_pixel(phantom, engine):
+    links = measure_links(phantom.acquisition, 0, None, SETTINGS, engine)
+    errors = link_errors(phantom, links)
+    assert [(k.first, k.second) for k in links] == [(0, 1), (0, 3), (1, 2), (1, 4), (2, 5), (3, 4), (4, 5)]
+    assert np.median(errors) < 0.1
+    assert errors.max() < 0.25
+    assert min(k.correlation for k in links) > 0.9
+    assert min(min(k.weight) for k in links) > 0.7
+
+
+def test_more_noise_than_texture_costs_little(make_phantom, engine):
+    phantom = make_phantom(grid=(1, 3), photons=30)
+    links = measure_links(phantom.acquisition, 0, None, SETTINGS, engine)
+    errors = link_errors(phantom, links)
+    assert len(errors) == 2
+    assert errors.max() < 0.25
+
+
+def test_lost_planes_do_not_move_a_tile(make_phantom, engine):
+    phantom = make_phantom(grid=(1, 3), lost={(0, 0): [2, 3], (0, 1): range(8, 14)})
+    errors = link_errors(phantom, measure_links(phantom.acquisition, 0, None, SETTINGS, engine))
+    assert len(errors) == 2
+    assert errors.max() < 0.25
+
+
+def test_planes_of_zeros_are_lost_planes(make_phantom, engine):
+    phantom = make_phantom(grid=(1, 2), lost={(0, 1): range(8, 14)})
+    zeroed = make_phantom(grid=(1, 2))
+    zeroed.acquisition.stacks[0, 1][8:14] = 0
+    a, b = (measure_links(p.acquisition, 0, None, SETTINGS, engine) for p in (phantom, zeroed))
+    assert a == b
+
+
+def test_empty_overlaps_get_no_vote(make_phantom, engine):
+    phantom = make_phantom(blank=[(0, 0)])
+    links = measure_links(phantom.acquisition, 0, None, SETTINGS, engine)
+    assert [k.is_empty for k in links] == [True, True, False, False, False, False, False]
+    assert links[0].shift_px == links[0].nominal_px
+    assert links[0].weight == (0, 0, 0)
+
+
+def test_vignetting_alone_is_no_texture(in_memory, engine):
+    y, x = np.mgrid[-1:1:96j, -1:1:96j]
+    flat = 1 - 0.4 * (y * y + x * x)
+    random = np.random.default_rng(0)
+    stacks = {(0, c): random.poisson(400 * flat, (24, 96, 96)).astype(np.uint16) for c in range(3)}
+    links = measure_links(in_memory(stacks, (1, 3), (0.2, 0.2)), 0, None, SETTINGS, engine)
+    assert all(k.is_empty for k in links)
+
+
+def test_shading_does_not_pull_tiles_to_their_nominal_places(make_phantom, engine):
+    phantom = make_phantom(grid=(1, 3))
+    y, x = np.mgrid[-1:1:96j, -1:1:96j]
+    flat = (1.2 - 0.5 * (y * y + x * x)).astype(np.float32)
+    for stack in phantom.acquisition.stacks.values():
+        stack[:] = 100 + (stack.astype(float) - 100).clip(0) * flat
+    shading = Shading(flat, 100.0)
+    for given in (None, shading):
+        errors = link_errors(phantom, measure_links(phantom.acquisition, 0, given, SETTINGS, engine))
+        assert errors.max() < 0.25
+
+
+def test_the_answer_is_the_same_for_any_number_of_workers(phantom, engine):
+    with Engine(workers=1, memory="1GB") as alone:
+        assert measure_links(phantom.acquisition, 0, None, SETTINGS, alone) == measure_links(
+            phantom.acquisition, 0, None, SETTINGS, engine
+        )
+
+
+def test_deep_tiles_are_read_in_a_few_layers_only(in_memory, make_phantom, engine):
+    phantom = make_phantom(grid=(1, 2), tile_shape=(240, 40, 64), overlap=0.4)
+    links = measure_links(phantom.acquisition, 0, None, AlignSettings(search_um=(6, 6, 6)), engine)
+    assert link_errors(phantom, links).max() < 0.25
+    assert sum(phantom.acquisition.reads.values()) < 0.4 * 240 * 2
+
+
+def test_too_little_memory_is_said_before_anything_is_read(phantom):
+    with (
+        Engine(workers=2, memory="100MB") as small,
+        pytest.raises(InputError, match=r"GB of memory for each worker.*more memory or fewer workers"),
+    ):
+        measure_links(phantom.acquisition, 0, None, SETTINGS, small)
+
+
+@pytest.mark.parametrize("lag", [(1, 37, -14), (-2, -20, 9)])
+def test_large_strips_are_searched_coarse_to_fine(lag):
+    random = np.random.default_rng(1)
+    scene = random.normal(0, 1, (24, 400, 300)).astype(np.float32)
+    for axis in range(3):
+        scene = scene + np.roll(scene, 1, axis) + np.roll(scene, 2, axis)
+    scene = 1000 + 200 * scene / scene.std()
+    start = np.add((3, 40, 40), lag)
+    cut = [scene[tuple(slice(s, s + n) for s, n in zip(o, (16, 300, 200), strict=True))] for o in ((3, 40, 40), start)]
+    strips = [Strip(random.poisson(c.clip(1)).astype(np.uint16), np.ones(16, dtype=bool)) for c in cut]
+    shift = measure_shift(*strips, (0, 0, 0), (4, 45, 45), (2, 1, 1))
+    np.testing.assert_allclose(shift.lag_px, lag, atol=0.03)

@@ -1,0 +1,413 @@
+"""Bad input gives one line, exit code 2, and untouched files; each command does what it says on a small volume."""
+
+import csv
+import json
+import shutil
+import subprocess
+import sys
+import time
+
+import nibabel
+import numpy as np
+import pytest
+import tifffile
+
+from cloudreg import cli
+from cloudreg.atlas import Region, Regions, save_atlas
+from cloudreg.io import open_volume, write_volume
+from cloudreg.space import Grid
+from cloudreg.tiles import open_acquisition, read_project, write_colm
+
+
+@pytest.fixture
+def cloudreg(monkeypatch, capsys):
+    """Run a command line in this process; return exit code, standard output and standard error."""
+
+    def call(*words):
+        monkeypatch.setattr(sys, "argv", ["cloudreg", *(str(word) for word in words)])
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as stop:
+            code = stop.code or 0
+        printed = capsys.readouterr()
+        return code, printed.out, printed.err
+
+    return call
+
+
+@pytest.fixture
+def refused(cloudreg):
+    """Run a command line that must be refused; return its one line."""
+
+    def call(*words):
+        code, _, err = cloudreg(*words)
+        lines = [line for line in err.splitlines() if line.startswith("error: ")]
+        assert code == 2, err
+        assert len(lines) == 1, err
+        assert err.endswith(lines[0] + "\n")
+        assert "Traceback" not in err
+        return lines[0]
+
+    return call
+
+
+def blobs(shape, seed=0):
+    """Return a smooth brain-like image: an ellipsoid with texture."""
+    from scipy.ndimage import gaussian_filter
+
+    texture = gaussian_filter(np.random.default_rng(seed).normal(size=shape), 3)
+    axes = np.stack(np.meshgrid(*(np.linspace(-1, 1, n) for n in shape), indexing="ij"))
+    inside = ((axes / np.array([0.8, 0.7, 0.75])[:, None, None, None]) ** 2).sum(axis=0) < 1
+    image = inside * (2000 + 8000 * np.clip(texture / texture.std() / 4 + 0.5, 0, 1))
+    return gaussian_filter(image, 0.7).astype(np.uint16)
+
+
+def labels_of(image):
+    """Return two regions a side."""
+    z, _, x = np.indices(image.shape)
+    ids = 1 + (z > image.shape[0] // 2) + 2 * (x > image.shape[2] // 2)
+    return np.where(image > 1000, ids, 0).astype(np.uint32)
+
+
+@pytest.fixture(scope="module")
+def brain():
+    return blobs((40, 36, 44))
+
+
+@pytest.fixture(scope="module")
+def raw_source(tmp_path_factory, brain):
+    """A COLM acquisition of 1 x 2 tiles and one channel, cut from a larger image."""
+    scene = blobs((20, 64, 112), seed=1)
+
+    def planes(row, column, channel, plane):
+        return scene[plane, :, 48 * column : 48 * column + 64] + np.uint16(100)
+
+    folder = tmp_path_factory.mktemp("raw") / "raw"
+    write_colm(
+        folder,
+        rows=1,
+        columns=2,
+        tile_shape=(20, 64, 64),
+        voxel_size_um=(20.0, 20.0, 20.0),
+        overlap=(0.25, 0.25),
+        channels=1,
+        objective="10x 0.6NA",
+        scanned=np.ones((1, 2), dtype=bool),
+        planes=planes,
+    )
+    return folder
+
+
+@pytest.fixture
+def raw(raw_source, tmp_path):
+    return shutil.copytree(raw_source, tmp_path / "raw")
+
+
+@pytest.fixture(scope="module")
+def atlas(tmp_path_factory, brain):
+    """A saved atlas of which `brain` is the template."""
+    folder = tmp_path_factory.mktemp("atlas") / "atlas"
+    regions = Regions([Region(i, f"R{i}", f"region {i}") for i in range(1, 5)])
+    grid = Grid.from_spacing(brain.shape, (100.0, 100.0, 100.0))
+    save_atlas(
+        folder, name="blobs", template=brain, labels=labels_of(brain), grid=grid, orientation="asr", regions=regions
+    )
+    return folder
+
+
+@pytest.fixture(scope="module")
+def target(tmp_path_factory, brain):
+    path = tmp_path_factory.mktemp("target") / "target.tif"
+    moved = np.roll(brain, (1, 2, -1), axis=(0, 1, 2))
+    write_volume(path, moved, Grid.from_spacing(moved.shape, (100.0, 100.0, 100.0)))
+    return path
+
+
+FAST = "registration: {iterations: [3, 3, 4]}\n"
+
+
+@pytest.fixture(scope="module")
+def registration(tmp_path_factory, atlas, target):
+    """A registration folder made by the command line."""
+    folder = tmp_path_factory.mktemp("registration")
+    (folder / "fast.yaml").write_text(FAST)
+    command = [sys.executable, "-m", "cloudreg", "register", str(target), str(folder / "out"), "--atlas", str(atlas)]
+    command += ["--orientation", "asr", "--settings", str(folder / "fast.yaml")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return folder / "out"
+
+
+def contents(folder):
+    return {str(p): (p.read_bytes(), p.stat().st_mtime_ns) for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+# Bad acquisitions
+
+
+def without_ini(raw):
+    (raw / "Experiment.ini").unlink()
+
+
+def half_an_ini(raw):
+    text = (raw / "Experiment.ini").read_bytes()
+    (raw / "Experiment.ini").write_bytes(text[: len(text) // 3])
+
+
+def other_cells(raw):
+    (raw / "Scanned Cells.txt").write_text("1,1,1\n1,1,1\n")
+
+
+def no_folder(raw):
+    shutil.rmtree(raw / "VW0" / "LOC001")
+
+
+def a_plane(raw):
+    return sorted((raw / "VW0" / "LOC001").glob("*.tif*"))[5]
+
+
+def truncated(raw):
+    a_plane(raw).write_bytes(a_plane(raw).read_bytes()[:700])
+
+
+def wrong_size(raw):
+    tifffile.imwrite(a_plane(raw), np.zeros((64, 60), np.uint16))
+
+
+def mixed_types(raw):
+    tifffile.imwrite(a_plane(raw), np.zeros((64, 64), np.uint8))
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (without_ini, "Experiment.ini"),
+        (half_an_ini, "Experiment.ini"),
+        (other_cells, "Scanned Cells.txt"),
+        (no_folder, "LOC001"),
+        (truncated, "PLN0005"),
+        (wrong_size, "PLN0005"),
+        (mixed_types, "PLN0005"),
+    ],
+)
+def test_a_damaged_acquisition_is_refused(refused, raw, atlas, tmp_path, damage, words):
+    damage(raw)
+    before = contents(raw)
+    line = refused("run", raw, tmp_path / "out", "--atlas", atlas, "--orientation", "asr")
+    assert words in line
+    assert contents(raw) == before
+
+
+def test_an_unknown_channel_is_refused(refused, raw, atlas, tmp_path):
+    assert "channel 3" in refused("run", raw, tmp_path / "out", "--atlas", atlas, "--channels", "0,3")
+    assert "channel 3" in refused("align", raw, tmp_path / "p.xml", "--channel", "3")
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_unknown_atlas_is_refused(refused, target, tmp_path):
+    line = refused("register", target, tmp_path / "out", "--atlas", "no_such_mouse_1um", "--orientation", "asr")
+    assert "no_such_mouse_1um" in line
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("letters", "words"), [("xyz", "three letters"), ("asl", "mirror images")])
+def test_wrong_letters_are_refused(refused, target, atlas, tmp_path, letters, words):
+    assert words in refused("register", target, tmp_path / "out", "--atlas", atlas, "--orientation", letters)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("value", "words"), [(np.nan, "NaN"), (7.0, "same value 7 everywhere")])
+def test_a_volume_without_content_is_refused(refused, brain, atlas, tmp_path, value, words):
+    bad = brain.astype(np.float32) if np.isnan(value) else np.full(brain.shape, value, np.float32)
+    bad[3, 4, 5] = value
+    path = tmp_path / "bad.nii"
+    nibabel.save(nibabel.Nifti1Image(bad, np.diag([0.1, 0.1, 0.1, 1])), path)
+    line = refused("register", path, tmp_path / "out", "--atlas", atlas, "--orientation", "asr")
+    assert words in line
+    assert not (tmp_path / "out").exists()
+
+
+def test_labels_outside_the_template_are_refused(refused, brain, target, tmp_path):
+    grid = Grid.from_spacing(brain.shape, (100.0, 100.0, 100.0), (50.0, 50.0, 50.0))
+    far = Grid.from_spacing(brain.shape, (100.0, 100.0, 100.0), (1550.0, 50.0, 50.0))
+    write_volume(tmp_path / "template.nii.gz", brain, grid, orientation="ipl")
+    write_volume(tmp_path / "labels.nii.gz", labels_of(brain), far, kind="labels", orientation="ipl")
+    files = ["--template", tmp_path / "template.nii.gz", "--labels", tmp_path / "labels.nii.gz"]
+    assert "inside the template" in refused("register", target, tmp_path / "out", *files, "--orientation", "ipl")
+
+
+def test_an_output_of_another_run_is_refused_and_untouched(refused, raw, atlas, target, registration, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis.doc").write_text("precious")
+    before = contents(tmp_path / "out")
+    assert "choose another" in refused("run", raw, tmp_path / "out", "--atlas", atlas)
+    assert contents(tmp_path / "out") == before
+    before = contents(registration)
+    assert "exists already" in refused("register", target, registration, "--atlas", atlas, "--orientation", "asr")
+    assert contents(registration) == before
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("registration: {levles: 3}", "registration.levles"),
+        ("shading: {samples: 0}", "shading.samples"),
+        ("- a list", "settings by name"),
+        ("a: [", "YAML"),
+    ],
+)
+def test_wrong_settings_are_refused(refused, raw, tmp_path, text, words):
+    (tmp_path / "s.yaml").write_text(text)
+    assert words in refused("run", raw, tmp_path / "out", "--settings", tmp_path / "s.yaml")
+
+
+def test_a_tiff_without_voxel_size_says_what_to_do(refused, brain, atlas, tmp_path):
+    tifffile.imwrite(tmp_path / "plain.tif", brain)
+    line = refused("register", tmp_path / "plain.tif", tmp_path / "out", "--atlas", atlas, "--orientation", "asr")
+    assert "--voxel-size" in line
+
+
+def test_debug_shows_the_traceback(monkeypatch, tmp_path):
+    command = [sys.executable, "-m", "cloudreg", "info", str(tmp_path / "nothing.nii")]
+    plain = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (plain.returncode, plain.stdout) == (2, "")
+    assert plain.stderr.startswith("error: ")
+    assert plain.stderr.count("\n") == 1
+    debug = subprocess.run([*command, "--debug"], capture_output=True, text=True, check=False)
+    assert debug.returncode == 1
+    assert "Traceback" in debug.stderr
+
+
+def test_a_full_disk_while_writing_is_one_line_and_exit_code_1(cloudreg, monkeypatch, tmp_path, brain):
+    from cloudreg import io
+
+    def full(*words, **options):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(io, "convert", full)
+    code, _, err = cloudreg("convert", tmp_path / "a.tif", tmp_path / "b.nii.gz")
+    assert (code, err) == (1, "error: [Errno 28] No space left on device\n")
+
+
+def test_help_answers_at_once():
+    command = [sys.executable, "-X", "importtime", "-c", "from cloudreg.cli import app; app(['--help'])"]
+    start = time.monotonic()
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert time.monotonic() - start < 5
+    assert "register" in done.stdout
+    heavy = ("numpy", "dask", "distributed", "SimpleITK", "matplotlib", "numba", "tensorstore", "pydantic")
+    imported = {line.rpartition("|")[2].strip().partition(".")[0] for line in done.stderr.splitlines()}
+    assert imported.isdisjoint(heavy)
+
+
+# Each command on a small volume
+
+
+def test_info_says_what_a_path_holds(cloudreg, raw, target, registration):
+    assert "1 x 2 cells, 2 scanned" in cloudreg("info", raw)[1]
+    assert "40 x 36 x 44" in cloudreg("info", target)[1]
+    assert "blobs" in cloudreg("info", registration)[1]
+
+
+@pytest.mark.parametrize("name", ["b.ome.zarr", "b.nii.gz", "b.nrrd", "b.tif"])
+def test_convert_keeps_voxels(cloudreg, target, tmp_path, name):
+    assert cloudreg("convert", target, tmp_path / name, "--orientation", "asr")[0] == 0
+    first, second = open_volume(target), open_volume(tmp_path / name)
+    np.testing.assert_array_equal(second.read(), first.read())
+    np.testing.assert_allclose(second.grid.voxel_size_um, first.grid.voxel_size_um)
+
+
+def test_pyramid_makes_the_levels_anew(cloudreg, target, tmp_path):
+    cloudreg("convert", target, tmp_path / "v.ome.zarr")
+    volume = open_volume(tmp_path / "v.ome.zarr")
+    expected = [volume.read(level=level) for level in range(len(volume.levels))]
+    assert cloudreg("pyramid", tmp_path / "v.ome.zarr")[0] == 0
+    again = open_volume(tmp_path / "v.ome.zarr")
+    for level, array in enumerate(expected):
+        np.testing.assert_array_equal(again.read(level=level), array)
+
+
+def test_correct_tiles_align_and_fuse_by_hand(cloudreg, raw, tmp_path):
+    code, _, err = cloudreg("correct-tiles", raw, tmp_path / "even")
+    assert code == 0, err
+    assert open_acquisition(tmp_path / "even").tile_shape == (20, 64, 64)
+    code, _, err = cloudreg("align", tmp_path / "even", tmp_path / "p.xml")
+    assert code == 0, err
+    project = read_project(tmp_path / "p.xml")
+    np.testing.assert_allclose(np.subtract(project.position_px(0, 1), project.position_px(0, 0)), (0, 0, 48), atol=0.2)
+    code, _, err = cloudreg("fuse", tmp_path / "p.xml", tmp_path / "whole.ome.zarr")
+    assert code == 0, err
+    assert open_volume(tmp_path / "whole.ome.zarr").grid.shape == (20, 64, 112)
+    code, _, err = cloudreg("correct-volume", tmp_path / "whole.ome.zarr", tmp_path / "flat.ome.zarr")
+    assert code == 0, err
+    assert open_volume(tmp_path / "flat.ome.zarr").grid.shape == (20, 64, 112)
+
+
+def test_register_leaves_everything_it_promises(registration):
+    promised = {"manifest.json", "affine.txt", "energies.csv", "regions.csv", "report.html"}
+    promised |= {f"displacement_{way}.ome.zarr" for way in ("atlas_to_target", "target_to_atlas")}
+    promised |= {"labels_in_target.ome.zarr", "template_in_target.ome.zarr", "target_in_atlas.ome.zarr"}
+    assert promised <= {entry.name for entry in registration.iterdir()}
+    settings = json.loads((registration / "manifest.json").read_text())["settings"]
+    assert settings["registration"]["iterations"] == [3, 3, 4]
+    assert settings["command"].startswith("cloudreg register ")
+
+
+def test_register_finds_the_shift(registration):
+    affine = np.loadtxt(registration / "affine.txt")
+    np.testing.assert_allclose(affine[:3, 3] + affine[:3, :3] @ [1950, 1750, 2150], [2050, 1950, 2050], atol=60)
+
+
+def test_points_go_there_and_back(cloudreg, registration, tmp_path):
+    (tmp_path / "p.csv").write_text("name,z_um,y_um,x_um\nsoma,2000,1800,2200\nfar,1e6,0,0\n")
+    assert cloudreg("apply-points", registration, tmp_path / "p.csv", tmp_path / "a.csv", "--to", "atlas")[0] == 0
+    assert cloudreg("apply-points", registration, tmp_path / "a.csv", tmp_path / "t.csv", "--to", "target")[0] == 0
+    with (tmp_path / "t.csv").open() as file:
+        soma, far = csv.DictReader(file)
+    back = [float(soma[axis]) for axis in ("z_um", "y_um", "x_um")]
+    np.testing.assert_allclose(back, (2000, 1800, 2200), atol=5)
+    assert (soma["name"], soma["inside"], far["inside"], far["z_um"]) == ("soma", "1", "0", "nan")
+
+
+def test_apply_takes_the_grid_of_the_other_side_or_of_a_volume(cloudreg, registration, target, atlas, tmp_path):
+    assert cloudreg("apply", registration, target, tmp_path / "a.ome.zarr", "--to", "atlas")[0] == 0
+    template = open_volume(atlas / "template.ome.zarr")
+    assert open_volume(tmp_path / "a.ome.zarr").grid == template.grid
+    write_volume(tmp_path / "like.nrrd", np.zeros((8, 7, 9), np.uint8), Grid.from_spacing((8, 7, 9), (500.0,) * 3))
+    labels = atlas / "labels.ome.zarr"
+    like = ["--like", tmp_path / "like.nrrd"]
+    code, _, err = cloudreg("apply", registration, labels, tmp_path / "l.nrrd", "--to", "target", "--labels", *like)
+    assert code == 0, err
+    assert open_volume(tmp_path / "l.nrrd").grid.shape == (8, 7, 9)
+    assert set(np.unique(open_volume(tmp_path / "l.nrrd").read())) <= {0, 1, 2, 3, 4}
+
+
+def test_regions_counts_cells(cloudreg, registration, tmp_path):
+    (tmp_path / "cells.csv").write_text("z_um,y_um,x_um\n2000,1800,1500\n2000,1800,1600\n")
+    code, _, err = cloudreg("regions", registration, "--cells", tmp_path / "cells.csv", "--out", tmp_path / "r.csv")
+    assert code == 0, err
+    with (tmp_path / "r.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert sum(int(row["cells"]) for row in rows) == 2
+    assert {"mean_channel_00", "median_channel_00", "sum_channel_00"} <= rows[0].keys()
+
+
+def test_evaluate_prints_landmark_errors(cloudreg, registration, tmp_path):
+    (tmp_path / "atlas.csv").write_text("z_um,y_um,x_um\n2000,1800,2200\n1500,1500,1800\n")
+    (tmp_path / "target.csv").write_text("z_um,y_um,x_um\n2100,2000,2100\n1600,1700,1700\n")
+    points = ["--points-target", tmp_path / "target.csv", "--points-atlas", tmp_path / "atlas.csv"]
+    code, out, err = cloudreg("evaluate", registration, *points)
+    assert code == 0, err
+    assert "landmark_median_um" in out
+    assert "one list" not in out
+
+
+def test_report_is_made_anew(cloudreg, registration, tmp_path):
+    copy = shutil.copytree(registration, tmp_path / "copy")
+    (copy / "report.html").unlink()
+    code, _, err = cloudreg("report", copy)
+    assert code == 0, err
+    page = (copy / "report.html").read_text()
+    assert page.count("data:image/") > 20
+    assert "http" not in page.replace("http://www.w3.org", "")
