@@ -46,14 +46,15 @@ def demo(out: Path, engine: Engine, *, command: str) -> None:
     project = read_project(run.project)
     score = score_demo(
         truth,
-        shadings={c: load_shading(run.shading(c)) for c in open_acquisition(truth.acquisition).channels},
+        shadings={c: load_shading(run.shading(c)) for c in range(len(truth.flats))},
         positions_px=[project.position_px(int(row), int(column)) for row, column in truth.cells],
         transform=open_registration(run.registration).transform,
         labels=open_volume(run.registration / "labels_in_target.ome.zarr"),
         regions_csv=run.regions,
     )
-    rows = [{"name": name, "unit": unit, "value": value} for name, unit, value in [*score.rows(), *score.region_rows()]]
-    write_atomically(run.score, json.dumps({"rows": rows}, indent=2) + "\n")
+    rows = [{"name": name, "unit": unit, "value": value} for name, unit, value in score.rows()]
+    dice = dict(sorted(score.dice.items(), key=lambda item: item[1]))
+    write_atomically(run.score, json.dumps({"rows": rows, "dice": dice}, indent=2) + "\n")
     write_run_report(run)
     table = Table("against the truth", "error or overlap", "unit", title="CloudReg demo", title_justify="left")
     for name, unit, value in score.rows():

@@ -28,6 +28,9 @@ class ShadingSettings(Settings):
     """Background and vignetting of the tiles."""
 
     method: Literal["n4", "none"] = Field("n4", description="how the flat field is found on the mean tile")
+    background: float | None = Field(
+        None, ge=0, description="what the camera reads without light; found where some of the field is empty"
+    )
     samples: int = Field(512, ge=16, description="planes drawn from all tiles for the mean tile")
     working_side: int = Field(128, ge=32, description="side in pixels of the mean tile on which N4 runs")
     spline_distance_fraction: float = Field(
@@ -93,8 +96,10 @@ class AtlasSettings(Settings):
     ontology: str | None = Field(None, description="table of the labels' names: structures.json, Allen JSON, or CSV")
     orientation: str | None = Field(None, description="letters of the template's axes z y x")
     voxel_size_um: tuple[float, float, float] | None = Field(None, description="of the template, z y x")
-    labels_share: Literal["corner", "centre"] = Field(
-        "corner", description="where labels without a frame begin: at the template's outer corner or first voxel centre"
+    labels_share: Literal["corner", "centre"] | None = Field(
+        None,
+        description="where labels without a frame begin: at the template's outer corner or first voxel centre; "
+        "by default as the files' headers say",
     )
 
     @model_validator(mode="after")

@@ -33,6 +33,7 @@ def files(tmp_path):
         "labels": tmp_path / "labels.nrrd",
         "ontology": tmp_path / "names.csv",
         "orientation": "asr",
+        "labels_share": "corner",
     }
 
 
@@ -47,7 +48,7 @@ def write_nrrd(path, array, spacing):
     nrrd.write(str(path), array, header)
 
 
-def test_files_without_a_frame_share_the_outer_corner(files):
+def test_files_that_were_averaged_down_share_the_outer_corner(files):
     atlas = load_atlas(**files)
     assert atlas.template.grid == GRID
     np.testing.assert_allclose(atlas.labels.grid.corner_um(), GRID.corner_um())
@@ -59,9 +60,17 @@ def test_files_without_a_frame_share_the_outer_corner(files):
     np.testing.assert_array_equal(atlas.labels_at(points), LABELS.ravel())
 
 
-def test_thinned_out_labels_share_the_centre_of_the_first_voxel(files):
-    atlas = load_atlas(**files, labels_share="centre")
+def test_headers_that_place_the_first_voxel_are_believed(files):
+    atlas = load_atlas(**{**files, "labels_share": None})
     np.testing.assert_array_equal(atlas.labels.grid.origin_um, GRID.origin_um)
+
+
+def test_files_without_a_header_cover_each_other(tmp_path, files):
+    for name, array, grid in (("template", TEMPLATE, GRID), ("labels", FINE_LABELS, GRID.resampled((25, 30, 20)))):
+        files[name] = tmp_path / f"{name}.tif"
+        write_volume(str(files[name]), array, grid)
+    atlas = load_atlas(**{**files, "labels_share": None})
+    np.testing.assert_allclose(atlas.labels.grid.bounds_um(), GRID.bounds_um())
 
 
 def test_labels_at_points_outside_are_background(files):
@@ -279,7 +288,7 @@ def test_the_allen_atlas(test_data):
     )
     assert atlas.template.grid.shape == (132, 80, 114)
     assert atlas.labels.grid.shape == (528, 320, 456)
-    np.testing.assert_allclose(atlas.labels.grid.bounds_um(), atlas.template.grid.bounds_um())
+    np.testing.assert_array_equal(atlas.labels.grid.origin_um, atlas.template.grid.origin_um)
     assert sum(i in atlas.regions for i in label_ids(atlas.labels)) > 600
 
 

@@ -47,7 +47,10 @@ def test_without_overlaps_the_mean_tile_decides(make_tiles, engine):
         return 800 * np.exp(0.1 * np.random.default_rng(0).normal(size=shape))
 
     acquisition, flat = make_tiles(rows=1, columns=1, volume=even)
-    assert rms_percent(estimate_shading(acquisition, 0, SETTINGS, engine).flat, flat) < 1.5
+    settings = ShadingSettings(samples=128, working_side=48, background=100)
+    shading = estimate_shading(acquisition, 0, settings, engine)
+    assert shading.background == 100
+    assert rms_percent(shading.flat, flat) < 1.5
 
 
 def test_the_result_does_not_depend_on_the_number_of_workers(make_tiles):
@@ -83,7 +86,7 @@ def test_what_shows_nothing_is_refused(make_tiles, tmp_path, engine):
         scanned=np.ones((1, 1), bool),
         planes=lambda row, column, channel, plane: np.full((64, 64), 100, np.uint16),
     )
-    with pytest.raises(InputError, match="expected tissue in channel 0 of .*, its planes are constant"):
+    with pytest.raises(InputError, match=r"expected tissue in channel 0 of .*, its planes are constant"):
         estimate_shading(constant, 0, SETTINGS, engine)
 
 
@@ -110,8 +113,8 @@ def test_a_plane_counts_relative_to_its_own_level_and_only_where_there_is_tissue
     mean = find_mean_tile(light, light > 0)
     seen = mean.weight > 0
     assert np.std((mean.log - np.log(factor))[seen]) < 0.02
-    plain = np.log(light.mean(axis=(0, 1)))[:, :28]
-    assert np.std(plain - np.log(factor)[:, :28]) > 0.2
+    plain = light.mean(axis=(0, 1, 2))
+    assert plain[-1] < plain[0]
 
 
 def test_tissue_is_told_from_haze_and_noise():
@@ -148,7 +151,7 @@ def test_overlaps_measure_a_field_whatever_the_tissue(make_tiles):
 def test_sure_overlaps_win_over_an_unsure_mean_and_the_other_way_round():
     rng = np.random.default_rng(3)
     truth = np.zeros(27)
-    truth[[0, 5, 10]] = (0.1, -0.2, 0.05)
+    truth[[0, 1, 6]] = (0.1, -0.2, 0.05)
     design = rng.normal(size=(400, 27))
     pair = np.repeat(np.arange(20), 20)
     ratio = design @ truth + 0.001 * rng.normal(size=400)

@@ -70,7 +70,7 @@ def test_a_folder_without_a_shading_is_refused_in_one_line(tmp_path, damage):
         (tmp_path / "flat.tif").unlink()
     else:
         save_shading(Shading(np.zeros((4, 4), np.float32), 1.0), tmp_path)
-    with pytest.raises(InputError, match="expected .*flat.* ") as error:
+    with pytest.raises(InputError, match=r"expected .*flat.* ") as error:
         load_shading(tmp_path)
     assert "\n" not in str(error.value)
 
@@ -119,7 +119,7 @@ def test_a_stopped_correction_goes_on_and_gives_the_same_bytes(make_tiles, tmp_p
     ledger = tmp_path / "ledger.txt"
     with pytest.raises(KeyboardInterrupt):
         correct_tiles(raw, {0: shading}, tmp_path / "even", engine, Ledger(ledger))
-    with pytest.raises(InputError, match="Experiment.ini"):
+    with pytest.raises(InputError, match=r"Experiment\.ini"):
         open_acquisition(tmp_path / "even")
     assert len(Ledger(ledger)) == 1
 

@@ -280,7 +280,7 @@ def test_a_truncated_plane_is_found_when_opening(make_colm):
     path = damage(acquisition, truncate)
     with pytest.raises(InputError, match=r"is truncated: its header promises .* bytes, it has .*; copy") as error:
         open_acquisition(acquisition.path)
-    one_line(error)
+    assert str(path) in one_line(error)
 
 
 @pytest.mark.parametrize(

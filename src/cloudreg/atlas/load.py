@@ -24,6 +24,8 @@ _BRAINGLOBE_DESCRIPTION = "metadata.json"
 Shared = Literal["corner", "centre"]
 
 _VoxelSize = Sequence[float] | None
+_WITH_ORIGIN = {"nrrd", "nifti"}
+"""Formats whose headers say where the first voxel's centre lies, even where that is 0."""
 
 
 def load_atlas(
@@ -34,7 +36,7 @@ def load_atlas(
     ontology: str | Path | None = None,
     orientation: str | None = None,
     voxel_size_um: Sequence[float] | None = None,
-    labels_share: Shared = "corner",
+    labels_share: Shared | None = None,
 ) -> Atlas:
     """Open an atlas by name, folder or files.
 
@@ -51,8 +53,9 @@ def load_atlas(
     labels_share
         What labels without a frame of their own have in common with the template: the outer ``"corner"`` of the
         first voxel, as volumes that were averaged down from one another have, or its ``"centre"``, as volumes that
-        were thinned out have. The Allen Institute's NRRD files of 50 um and more are of the second kind: their
-        first voxels all lie at the header's origin.
+        were thinned out have. By default the files are believed: NRRD and NIfTI headers place the first voxel's
+        centre (the Allen Institute's NRRD files of 50 um and more were indeed thinned out), and files without a
+        header cover the template.
 
     Returns
     -------
@@ -177,7 +180,7 @@ def _one(folder: Path, stem: str) -> Path:
 
 
 def _open_labels(
-    path: str | Path, template: Volume, voxel_size_um: _VoxelSize, orientation: str | None, shared: Shared
+    path: str | Path, template: Volume, voxel_size_um: _VoxelSize, orientation: str | None, shared: Shared | None
 ) -> Volume:
     """Open labels, and place them by the template where they have no frame of their own."""
     try:
@@ -191,7 +194,12 @@ def _open_labels(
     if voxel_size_um is not None and labels.grid.shape == template.grid.shape:
         # The template's header was overruled, and that of labels on the same grid is no better.
         labels = open_volume(str(path), voxel_size_um=voxel_size_um, orientation=orientation, kind="labels")
-    return labels if labels.has_own_frame else _placed_by(labels, template.grid, shared)
+    if labels.has_own_frame:
+        return labels
+    if shared is None:
+        have_headers = {labels.format, template.format} <= _WITH_ORIGIN
+        shared = "centre" if have_headers else "corner"
+    return _placed_by(labels, template.grid, shared)
 
 
 def _placed_by(labels: Volume, template: Grid, shared: Shared) -> Volume:

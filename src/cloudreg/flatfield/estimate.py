@@ -30,7 +30,8 @@ def estimate_shading(acquisition: Acquisition, channel: int, settings: ShadingSe
     acquisition, channel
         Only some of the planes are read; lost ones are left out.
     settings
-        With the method ``none``, the background is found, and the flat field is 1.
+        With the method ``none``, only the background is found, and the flat field is 1. The background must be given
+        where tissue fills all of every plane.
     engine
         Reads the planes, a task one of them. All samples are held at once, as block means.
 
@@ -44,7 +45,9 @@ def estimate_shading(acquisition: Acquisition, channel: int, settings: ShadingSe
         acquisition, channel, samples=settings.samples, working_side=settings.working_side, engine=engine
     )
     _, height, width = acquisition.tile_shape
-    background = find_background(samples.blocks[samples.present])
+    background = settings.background
+    if background is None:
+        background = find_background(samples.blocks[samples.present])
     if settings.method == "none":
         return Shading(np.ones((height, width), np.float32), background)
     light = np.where(samples.present[..., None, None], samples.blocks - np.float32(background), np.float32(0))

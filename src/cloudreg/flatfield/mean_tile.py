@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 _LARGE_BLOCKS = 24
+_LEAST_STEP = 4
 _PASSES = 10
 _OUTLIER = 2.0
 # Each level halves the distance of the control points.
@@ -37,7 +38,8 @@ def find_background(blocks: NDArray[np.float32]) -> float:
     """Return what the camera reads without light.
 
     It is the median of the large blocks that are as dark as the darkest half percent, but for noise. So it is found
-    where most of the field is empty, where noise makes some blocks darker, and where tissue fills nearly all of it.
+    where most of the field is empty, where noise makes some blocks darker, and where tissue fills nearly all of it;
+    where nothing is empty, it can't be found.
 
     Parameters
     ----------
@@ -45,8 +47,8 @@ def find_background(blocks: NDArray[np.float32]) -> float:
         (planes, rows, columns), means over blocks.
     """
     _, rows, columns = blocks.shape
-    # A few dozen large blocks along a side are enough to find an empty corner.
-    step = max(1, min(rows, columns) // _LARGE_BLOCKS)
+    # Small enough to fit in an empty corner, and large enough to average the noise and to measure it.
+    step = min(max(_LEAST_STEP, min(rows, columns) // _LARGE_BLOCKS), rows, columns)
     whole = blocks[:, : rows // step * step, : columns // step * step]
     parts = whole.reshape(len(blocks), rows // step, step, columns // step, step)
     large = parts.mean(axis=(2, 4), dtype=np.float64)

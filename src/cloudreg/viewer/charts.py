@@ -89,7 +89,7 @@ def tile_layout(
     with _chart(charts, caption, 5.6, 4.0) as axes:
         for (top, left), name in zip(corners_um, names, strict=True):
             axes.add_patch(Rectangle((left, top), width, height, facecolor="#0b728512", edgecolor=MUTED, linewidth=0.7))
-            axes.text(left + width / 2, top + 0.38 * height, name, ha="center", va="center", color=MUTED, fontsize=7)
+            axes.text(left + width / 2, top + 0.22 * height, name, ha="center", va="center", color=MUTED, fontsize=7)
         colours = ScalarMappable(Normalize(0, 1), "viridis")
         centres = corners_um + np.asarray(size_um) / 2
         for first, second, correlation in links:

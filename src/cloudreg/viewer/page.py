@@ -25,12 +25,12 @@ class Part:
     pictures
         For pictures and charts: what to show, in a row.
     rows
-        For tables: the first row holds the column names. For bars: mappings of name, percent and value.
+        For tables: the first row holds the column names. For bars and meters: mappings of name, percent and value.
     summary, text
         For a text that opens at a click.
     """
 
-    kind: Literal["pictures", "charts", "table", "bars", "sortable", "text"]
+    kind: Literal["pictures", "charts", "table", "bars", "meters", "sortable", "text"]
     title: str = ""
     pictures: Sequence[Picture] = ()
     rows: Sequence[Any] = ()

@@ -32,7 +32,7 @@ def write_run_report(folder: RunFolder) -> None:
     sections.append(about_section(manifest))
     facts = run_facts(folder, manifest) + registration_facts(folder.registration)
     subtitle = manifest["command"] or manifest["input"]["path"]
-    write_page(folder.report, folder.path.absolute().name, subtitle, facts, sections)
+    write_page(folder.report, _title(folder.path), subtitle, facts, sections)
 
 
 def write_registration_report(folder: Path) -> None:
@@ -49,4 +49,9 @@ def write_registration_report(folder: Path) -> None:
         raise InputError(f"expected a run or a registration in {folder}, found no readable manifest.json") from error
     sections = [*registration_sections(folder, folder / "regions.csv"), about_section(manifest)]
     subtitle = str((manifest.get("settings") or {}).get("command") or folder)
-    write_page(folder / "report.html", folder.absolute().name, subtitle, registration_facts(folder), sections)
+    write_page(folder / "report.html", _title(folder), subtitle, registration_facts(folder), sections)
+
+
+def _title(folder: Path) -> str:
+    """Return the last two parts of the path: people name the outer folder after the sample."""
+    return "/".join(folder.absolute().parts[-2:])

@@ -22,14 +22,13 @@ from cloudreg.viewer.pictures import coloured, encode, middle_planes, shrink
 def run_facts(folder: RunFolder, manifest: Mapping[str, Any]) -> list[Fact]:
     """Return the run's numbers for the top of the page."""
     facts = []
-    if folder.project.exists():
-        project = read_project(folder.project)
-        facts.append(Fact("tiles", str(sum(bool(tile.name) for tile in project.tiles))))
     channels = _channels(manifest, "fuse")
+    if folder.project.exists():
+        tiles = sum(bool(tile.name) for tile in read_project(folder.project).tiles)
+        facts.append(Fact("tiles × channels", f"{tiles} × {len(channels)}"))
     if channels:
         volume = open_volume(folder.stitched(channels[0]))
         facts += [
-            Fact("channels", str(len(channels))),
             Fact("voxels, z y x", " × ".join(f"{n:,}" for n in volume.grid.shape)),
             Fact("voxel size, µm", " × ".join(f"{v:.4g}" for v in volume.grid.voxel_size_um)),
         ]
@@ -43,8 +42,10 @@ def score_section(path: Path) -> list[Section]:
         return []
     score = json.loads(path.read_text())
     rows = [("what", "found", "unit"), *((row["name"], _number(row["value"]), row["unit"]) for row in score["rows"])]
+    dice = [{"name": name, "percent": round(100 * v, 1), "value": f"{v:.2f}"} for name, v in score["dice"].items()]
     lead = "This acquisition was made from a known brain, so every stage can be compared with the truth."
-    return [Section("score", "Against the truth", lead, [Part("table", rows=rows)])]
+    parts = [Part("table", rows=rows), Part("meters", title="Dice overlap of each region, lowest first", rows=dice)]
+    return [Section("score", "Against the truth", lead, parts)]
 
 
 def run_sections(folder: RunFolder, manifest: Mapping[str, Any]) -> list[Section]:
