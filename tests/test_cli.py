@@ -14,6 +14,7 @@ import tifffile
 
 from cloudreg import cli
 from cloudreg.atlas import Region, Regions, save_atlas
+from cloudreg.execution import progress
 from cloudreg.io import open_volume, write_volume
 from cloudreg.space import Grid
 from cloudreg.tiles import open_acquisition, read_project, write_colm
@@ -22,6 +23,8 @@ from cloudreg.tiles import open_acquisition, read_project, write_colm
 @pytest.fixture
 def cloudreg(monkeypatch, capsys):
     """Run a command line in this process; return exit code, standard output and standard error."""
+    # The command line switches progress on for good; the tests that follow must find it off.
+    monkeypatch.setattr(progress, "_console", None)
 
     def call(*words):
         monkeypatch.setattr(sys, "argv", ["cloudreg", *(str(word) for word in words)])

@@ -42,6 +42,8 @@ def demo(out: Path, engine: Engine, *, command: str) -> None:
 
     truth = make_acquisition(out / "acquisition")
     settings = RunSettings(atlas=AtlasSettings(name=str(truth.atlas)), orientation=truth.orientation)
+    # A score is of one result: it must not outlive it.
+    RunFolder(out / "run").score.unlink(missing_ok=True)
     run = pipeline.run(truth.acquisition, out / "run", settings, engine, command=command)
     project = read_project(run.project)
     score = score_demo(

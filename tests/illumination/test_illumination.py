@@ -16,7 +16,7 @@ from cloudreg.io import create_volume, open_volume, write_volume
 from cloudreg.settings import IlluminationSettings
 from cloudreg.space import Box, Grid, split
 
-SETTINGS = IlluminationSettings(working_voxels=40_000, spline_distance_um=1500)
+SETTINGS = IlluminationSettings(working_voxels=40_000, spline_distance_um=1200)
 
 
 def brain(shape=(48, 56, 64), *, seed=0, background=8.0, contrast=0.1):
@@ -207,7 +207,7 @@ def test_every_channel_is_corrected(tmp_path, engine):
     writer = create_volume(
         tmp_path / "v.ome.zarr", Grid.from_spacing(tissue.shape, (60, 50, 50)), np.uint16, channels=2
     )
-    both = np.stack([tissue, 2 * tissue]).astype(np.uint16)
+    both = np.stack([np.rint(tissue), 2 * np.rint(tissue)]).astype(np.uint16)
     writer.write(Box.whole(tissue.shape), both, channel=None)
     volume = writer.complete()
     bias = field_of(volume)

@@ -1,6 +1,8 @@
 """Fusion: what each voxel is, where it lies, and that the bytes depend on nothing else."""
 
 import hashlib
+import pickle
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -9,10 +11,12 @@ import pytest
 from cloudreg.errors import InputError
 from cloudreg.execution import Engine, Ledger
 from cloudreg.flatfield import Shading
-from cloudreg.settings import FusionSettings
-from cloudreg.stitching import fuse, fusion
+from cloudreg.io import create_volume
+from cloudreg.settings import AlignSettings, FusionSettings
+from cloudreg.space import Box
+from cloudreg.stitching import align, fuse, fusion
 from cloudreg.stitching.fusion import FuseBlock, block_bytes, block_shape, edge_weights
-from cloudreg.tiles import to_project
+from cloudreg.tiles import read_project, to_project, write_colm, write_project
 
 SETTINGS = FusionSettings(chunk=(8, 16, 16))
 
@@ -174,3 +178,59 @@ def test_tiles_without_a_common_plane_have_no_intersection(acquisition, engine, 
     apart = placed(acquisition, {(0, 0): (30, 0, 0)})
     with pytest.raises(InputError, match="no plane in common: fuse them with depth union"):
         fuse(acquisition, 0, apart, None, tmp_path / "v.ome.zarr", FusionSettings(depth="intersection"), engine)
+
+
+def test_tiles_on_disk_are_aligned_and_fused_into_the_specimen(make_phantom, engine, tmp_path):
+    """From a COLM folder through a project file to a volume, by tasks that may travel to other machines."""
+    phantom = make_phantom(grid=(2, 2), missing=[(1, 1)], lost={(0, 1): [4]})
+    scanned = np.array([[True, True], [True, False]])
+
+    def planes(row, column, channel, plane):
+        return None if (row, column, plane) == (0, 1, 4) else phantom.acquisition.stacks[row, column][plane]
+
+    raw = write_colm(
+        tmp_path / "raw",
+        rows=2,
+        columns=2,
+        tile_shape=(24, 96, 96),
+        voxel_size_um=(2.0, 1.0, 1.0),
+        overlap=(0.2, 0.2),
+        channels=1,
+        objective="10x",
+        scanned=scanned,
+        planes=planes,
+    )
+    write_project(align(raw, 0, None, AlignSettings(search_um=(6, 10, 10)), engine), tmp_path / "p.xml", step="merging")
+    project = read_project(tmp_path / "p.xml")
+    volume = fuse(raw, 0, project, None, tmp_path / "v.ome.zarr", SETTINGS, engine, orientation="asr")
+    assert volume.orientation == "asr"
+
+    boxes = fusion.tile_boxes(raw, project)
+    writer = create_volume(tmp_path / "w.ome.zarr", volume.grid, volume.dtype, chunk=SETTINGS.chunk, orientation="asr")
+    origin = tuple(np.rint(volume.grid.origin_um / raw.voxel_size_um).astype(int).tolist())
+    task = FuseBlock(raw, 0, None, tuple(boxes), origin, "cosine", writer)
+    pickle.loads(pickle.dumps(task))(Box.whole(volume.grid.shape))
+    np.testing.assert_array_equal(writer.read(), volume.read())
+
+    # The overlap of two tiles shows what both saw: were they misplaced by a pixel, it would be blurred or doubled.
+    fused = volume.read(boxes[0].intersection(boxes[1]).shifted([-o for o in origin]))
+    first = phantom.acquisition.stacks[0, 0][
+        boxes[0].intersection(boxes[1]).shifted([-s for s in boxes[0].start]).slices
+    ]
+    assert np.corrcoef(fused[:4].ravel(), first[:4].ravel())[0, 1] > 0.93
+
+
+def test_a_block_takes_the_memory_that_was_foreseen(in_memory, tmp_path):
+    pixels = np.random.default_rng(0).integers(1, 999, (64, 600, 500), dtype=np.uint16)
+    tiles = in_memory({(0, 0): pixels, (0, 1): pixels}, (1, 2), (0.1, 0.1))
+    boxes = fusion.tile_boxes(tiles, placed(tiles))
+    grid = fusion.canvas_grid(boxes, tiles.voxel_size_um)
+    writer = create_volume(tmp_path / "v.ome.zarr", grid, np.uint16)
+    task, box = FuseBlock(tiles, 0, None, tuple(boxes), (0, 0, 0), "cosine", writer), Box((0, 0, 0), (64, 512, 896))
+    task(box)
+    tracemalloc.start()
+    task(box)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    # The writer's copy is not Python's, and is not seen here.
+    assert 0.4 * block_bytes(box.shape, tiles) < peak < block_bytes(box.shape, tiles)

@@ -1,5 +1,7 @@
 """Measured displacements of phantoms whose offsets are known to a fraction of a pixel."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 
@@ -7,7 +9,7 @@ from cloudreg.errors import InputError
 from cloudreg.execution import Engine
 from cloudreg.flatfield import Shading
 from cloudreg.settings import AlignSettings
-from cloudreg.stitching import measure_links
+from cloudreg.stitching import links, measure_links
 from cloudreg.stitching.pairwise import Strip, measure_shift
 
 SETTINGS = AlignSettings(search_um=(6, 10, 10))
@@ -119,3 +121,18 @@ def test_large_strips_are_searched_coarse_to_fine(lag):
     strips = [Strip(random.poisson(c.clip(1)).astype(np.uint16), np.ones(16, dtype=bool)) for c in cut]
     shift = measure_shift(*strips, (0, 0, 0), (4, 45, 45), (2, 1, 1))
     np.testing.assert_allclose(shift.lag_px, lag, atol=0.03)
+
+
+@pytest.mark.parametrize("shaded", [False, True])
+def test_a_pair_takes_the_memory_that_was_foreseen(in_memory, shaded):
+    scene = np.random.default_rng(0).poisson(300, (24, 900, 1600)).astype(np.uint16)
+    tiles = in_memory({(0, 0): scene[:, :, :900], (0, 1): scene[:, :, 700:]}, (1, 2), (0.2, 2 / 9))
+    shading = Shading(np.ones((900, 900), np.float32), 100.0) if shaded else None
+    task, pair = links._Measure(tiles, 0, shading, (6, 60, 60)), links._Pair(0, 1, "pair")
+    task(pair)
+    tracemalloc.start()
+    found = task(pair)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    np.testing.assert_allclose(found.shift_px, (0, 0, 700), atol=0.02)
+    assert 0.3 * task.strip_bytes(pair) < peak < task.strip_bytes(pair)

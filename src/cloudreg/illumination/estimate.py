@@ -29,7 +29,7 @@ _OBSERVED = 0.5
 # Otsu's two classes are tissue and background only if one is this many times brighter than the other.
 _CONTRAST = 2.0
 _FEWEST_VOXELS = 200
-_ITERATIONS = 20
+_ITERATIONS = 30
 _CONVERGED = 1e-3
 
 

@@ -106,9 +106,11 @@ def choose_scales(atlas: Image, target: Grid, template: Grid, settings: Registra
         # No finer than the images are, and no finer than what the deformation can use.
         sharpest = max(min(template.voxel_size_um), min(target.voxel_size_um))
         finest = max(sharpest, unit) if not 0.75 * unit < sharpest < 1.5 * unit else sharpest
+    # A brain of fewer than a dozen voxels a side is no image.
+    levels = [finest * 2**k for k in reversed(range(settings.levels)) if k == 0 or finest * 2**k < 6 * unit]
     return Scales(
         unit,
-        tuple(finest * 2**k for k in reversed(range(settings.levels))),
+        tuple(levels),
         settings.kernel_um or 5 * unit,
         settings.velocity_spacing_um or 3.5 * unit,
         settings.contrast_spacing_um or 4 * unit,
@@ -231,7 +233,7 @@ def _inside(level: Level) -> NDArray[np.float32]:
     from scipy.ndimage import binary_dilation
 
     values = level.atlas
-    return values[binary_dilation(values > 0.1, iterations=2)]
+    return np.asarray(values[binary_dilation(values > 0.1, iterations=2)])
 
 
 def _centroid(image: Image) -> NDArray[np.float64]:

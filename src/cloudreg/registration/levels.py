@@ -49,7 +49,7 @@ class Image:
         from scipy.ndimage import gaussian_filter
 
         smooth = gaussian_filter(self.values, 1.0)
-        return smooth > otsu_threshold(smooth[self.weight > 0])
+        return np.asarray(smooth > otsu_threshold(smooth[self.weight > 0]))
 
 
 @dataclass(frozen=True)

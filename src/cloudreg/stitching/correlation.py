@@ -197,7 +197,7 @@ def bandpass(planes: Array, window: int = WINDOW) -> Array:
     values = np.sqrt(np.maximum(planes.astype(np.float32), 0))
     smooth = ndimage.gaussian_filter(values, (0, 1, 1), mode="nearest", truncate=3)
     smooth -= ndimage.uniform_filter(values, (1, window, window), mode="nearest")
-    return smooth
+    return np.asarray(smooth)
 
 
 def _spectrum(values: Array, shape: Sequence[int]) -> Array:

@@ -19,6 +19,7 @@ from cloudreg.errors import InputError
 from cloudreg.execution import Engine
 from cloudreg.settings import AlignSettings
 from cloudreg.stitching.correlation import WINDOW, bandpass
+from cloudreg.stitching.layers import agree_closely, combine_layers
 from cloudreg.stitching.pairwise import Shift, Strip, measure_shift
 from cloudreg.tiles import Acquisition, Tile
 
@@ -29,11 +30,8 @@ Triple = tuple[float, float, float]
 
 _LAYER_PLANES = 24
 _MOST_LAYERS = 4
-# Layers within this distance of each other, in pixels, mean the same shift; this close, two are enough.
-_SAME_PX = 2.0
-_ENOUGH_PX = 0.2
-# Sharpness, in 1/px^2, at which an axis has half its weight: a peak 14 pixels wide.
-_HALF_SHARP = 0.005
+# Filtered pieces and spectra.
+_FIXED_BYTES = 60 * 10**6
 
 
 @dataclass(frozen=True)
@@ -116,8 +114,9 @@ def measure_links(
 
     Notes
     -----
-    A worker holds two strips of one layer as float32, and as much again for the smaller copies of them:
-    `strip_bytes`. A layer is 24 planes thick, or twice the depth that is searched.
+    A worker holds two strips of one layer, evened and in smaller copies: about 8 bytes a pixel and 60 MB more. A
+    layer is 24 planes thick, or twice the depth that is searched; so the need grows with the tiles' side and overlap,
+    and not with their number or depth.
     """
     acquisition.require_channel(channel)
     task = _Measure(acquisition, channel, shading, search_radius_px(acquisition, settings))
@@ -180,11 +179,11 @@ class _Measure:
             )
             if shift is not None:
                 found.append(shift)
-            if len(found) > 1 and _spread(found) < _ENOUGH_PX:
+            if len(found) > 1 and agree_closely(found):
                 break
         if not found:
             return empty
-        shift, weight = _agreement(found)
+        shift, weight = combine_layers(found)
         # The strips start elsewhere than the tiles.
         moved = np.asarray((0, first.rows.start, first.columns.start)) - (0, second.rows.start, second.columns.start)
         return replace(
@@ -200,8 +199,9 @@ class _Measure:
         first, second, _ = self._parts(pair)
         depth = self._thickness
         voxels = math.prod(first.shape(depth)) + math.prod(second.shape(depth))
-        # float32 and the raw planes while they are read; smaller copies; filtered pieces and spectra.
-        return voxels * (4 + self.acquisition.dtype.itemsize + 4) + 100 * 2**20
+        # As read, evened, and all the smaller copies; then filtered pieces and spectra, whose size is fixed.
+        evened = 0 if self.shading is None else 4
+        return voxels * (self.acquisition.dtype.itemsize + evened + 2) + _FIXED_BYTES
 
     @property
     def _thickness(self) -> int:
@@ -270,34 +270,6 @@ class _Measure:
         values /= flat
         values += self.shading.background
         return Strip(values, observed)
-
-
-def _weights(shift: Shift) -> NDArray[np.float64]:
-    sharpness = np.asarray(shift.sharpness)
-    return np.asarray(shift.correlation**2 * sharpness / (sharpness + _HALF_SHARP), dtype=np.float64)
-
-
-def _spread(shifts: list[Shift]) -> float:
-    """Distance of the two shifts that are closest to each other."""
-    lags = np.array([shift.lag_px for shift in shifts])
-    distances = np.linalg.norm(lags[:, None] - lags, axis=2)
-    return float(distances[np.triu_indices(len(lags), 1)].min())
-
-
-def _agreement(shifts: list[Shift]) -> tuple[Shift, NDArray[np.float64]]:
-    """Average the layers that agree with the best supported one; what the others weigh is taken off the weight."""
-    lags = np.array([shift.lag_px for shift in shifts])
-    weights = np.array([_weights(shift) for shift in shifts])
-    close = np.linalg.norm(lags[:, None] - lags, axis=2) <= _SAME_PX
-    best = int(np.argmax(close @ weights.sum(axis=1)))
-    kept = close[best]
-    share = weights[kept].sum() / weights.sum()
-    mean = Shift(
-        np.average(lags[kept], axis=0, weights=weights[kept]),
-        float(np.average([s.correlation for s in shifts], weights=weights.sum(axis=1) * kept)),
-        np.average([s.sharpness for s in shifts], axis=0, weights=weights.sum(axis=1) * kept),
-    )
-    return mean, weights[kept].mean(axis=0) * share
 
 
 def _triple(values: Sequence[float] | NDArray[Any]) -> Triple:

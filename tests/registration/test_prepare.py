@@ -1,0 +1,94 @@
+import numpy as np
+import pytest
+
+from brains import VOXEL_UM, brain
+from cloudreg.errors import InputError
+from cloudreg.registration.prepare import prepare
+from cloudreg.space import Grid
+
+
+def prepared(values, observed=None, **options):
+    values = np.asarray(values, dtype=np.float32)
+    observed = (values != 0).astype(np.float32) if observed is None else observed.astype(np.float32)
+    grid = Grid.from_spacing(values.shape, (VOXEL_UM,) * 3)
+    return prepare(values, observed, grid, name="target", **{"missing_data": True, **options})
+
+
+def camera(image):
+    """What a camera with an offset makes of it: no zeros."""
+    return 100 + 1000 * image + np.random.default_rng(0).uniform(0, 10, image.shape)
+
+
+def test_background_is_0_and_bright_tissue_1():
+    image = prepared(camera(brain()))
+    tissue = brain() > 0.3
+    assert abs(np.median(image.values[brain() == 0])) < 0.02
+    assert np.quantile(image.values[tissue], 0.95) == pytest.approx(1, abs=0.05)
+
+
+def test_scale_and_offset_of_the_camera_do_not_matter():
+    first, second = prepared(camera(brain())), prepared(3 * camera(brain()) + 500)
+    np.testing.assert_allclose(first.values, second.values, atol=1e-4)
+
+
+def test_a_saturated_blob_does_not_set_the_scale():
+    values = camera(brain())
+    blob = values.copy()
+    blob[20:23, 16:19, 20:23] = 65535
+    np.testing.assert_allclose(np.median(prepared(blob).values), np.median(prepared(values).values), atol=0.01)
+    assert prepared(blob).values.max() < 2
+
+
+def test_zeros_that_are_not_background_are_lost_data():
+    values = camera(brain())
+    values[10:14, 5:9] = 0
+    weight = prepared(values).weight
+    assert weight[10:14, 5:9].max() == 0 and weight.sum() == weight.size - 4 * 4 * weight.shape[2]
+
+
+def test_zeros_are_kept_where_the_background_is_black_but_empty_planes_inside_are_lost():
+    values = brain().copy()
+    values[22:24] = 0
+    weight = prepared(values).weight
+    assert weight[22:24].max() == 0
+    assert weight[:22].min() == 1 and weight[24:].min() == 1
+
+
+def test_missing_data_can_be_switched_off():
+    values = camera(brain())
+    values[10:14] = 0
+    assert prepared(values, missing_data=False).weight.min() == 1
+
+
+def test_partly_observed_blocks_count_what_was_observed():
+    values, observed = camera(brain()), np.ones(brain().shape)
+    observed[:, :, 20] = 0.5
+    halved = values.copy()
+    halved[:, :, 20] *= 0.5  # the mean over the block, its zeros included
+    whole = prepared(values)
+    np.testing.assert_allclose(prepared(halved, observed).values[:, :, 20], whole.values[:, :, 20], atol=0.02)
+
+
+def test_a_mask_is_a_weight():
+    mask = np.ones(brain().shape, dtype=np.float32)
+    mask[:5] = 0
+    assert prepared(camera(brain()), mask=mask).weight[:5].max() == 0
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (np.full((5, 6, 7), 3.0), "same value 3 everywhere"),
+        (np.where(np.arange(210).reshape(5, 6, 7) == 8, np.nan, 1.0), "NaN"),
+        (np.where(np.arange(210).reshape(5, 6, 7) == 8, np.inf, 1.0), "NaN or infinite"),
+    ],
+)
+def test_what_can_not_be_registered_is_refused_in_one_line(values, message):
+    with pytest.raises(InputError, match=message) as caught:
+        prepared(values)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_empty_mask_is_refused():
+    with pytest.raises(InputError, match="check the mask"):
+        prepared(camera(brain()), mask=np.zeros(brain().shape, dtype=np.float32))

@@ -1,0 +1,143 @@
+"""Registration from files to folder."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+
+from brains import SHAPE, VOXEL_UM, brain, displacement_field, warped
+from cloudreg.atlas import load_atlas
+from cloudreg.errors import InputError, RegistrationFailedError
+from cloudreg.io import open_volume, write_volume
+from cloudreg.registration import open_registration, register_volume, write_registration
+from cloudreg.settings import RegistrationSettings
+from cloudreg.space import Grid
+
+SETTINGS = RegistrationSettings(levels=2, resolution_um=VOXEL_UM, iterations=(6, 10))
+ATLAS_GRID = Grid.from_spacing(SHAPE, (VOXEL_UM,) * 3)
+TARGET_GRID = Grid.from_spacing((46, 38, 42), (VOXEL_UM,) * 3, (-250.0, -220.0, -190.0))
+
+
+def labels_of(template):
+    z, y, x = np.indices(template.shape)
+    halves = 1 + (z > 22) + 2 * (y > 18) + 4 * (x > 20)
+    return np.where(template > 0.3, halves, 0).astype(np.uint32) * np.uint32(400_000_001)
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("volumes")
+    write_volume(str(folder / "template.ome.zarr"), brain(), ATLAS_GRID, orientation="asr")
+    write_volume(str(folder / "labels.ome.zarr"), labels_of(brain()), ATLAS_GRID, kind="labels", orientation="asr")
+    seen, truth = warped(brain(), TARGET_GRID, np.eye(3), (60.0, 30.0, -50.0), displacement_field(4, 250.0))
+    noise = np.random.default_rng(0).normal(0, 12, seen.shape)
+    target = np.clip(100 + 900 * seen + noise, 1, None).astype(np.uint16)
+    write_volume(str(folder / "target.ome.zarr"), target, TARGET_GRID, orientation="asr")
+    np.save(folder / "truth.npy", truth)
+    return folder
+
+
+def atlas(files):
+    return load_atlas(template=files / "template.ome.zarr", labels=files / "labels.ome.zarr")
+
+
+@pytest.fixture(scope="module")
+def folder(files, tmp_path_factory):
+    from cloudreg.execution import Engine
+
+    out = tmp_path_factory.mktemp("out") / "registration"
+    with Engine(workers=2, memory="1GB") as engine:
+        target = open_volume(str(files / "target.ome.zarr"))
+        registration = register_volume(target, atlas(files), SETTINGS, engine=engine)
+        write_registration(registration, target, atlas(files), out, engine=engine, settings={"levels": 2})
+    return out
+
+
+def test_the_map_is_right_both_ways(files, folder):
+    transform = open_registration(folder).transform
+    truth = np.load(files / "truth.npy")
+    index = np.argwhere(open_volume(str(files / "target.ome.zarr")).read() > 500)
+    points, expected = TARGET_GRID.index_to_um(index), truth[tuple(index.T)]
+    found, inside = transform.target_to_atlas(points)
+    assert inside.all()
+    assert np.median(np.linalg.norm(found - expected, axis=1)) < 0.2 * VOXEL_UM
+    back, _ = transform.atlas_to_target(found)
+    assert np.linalg.norm(back - points, axis=1).max() < 0.1 * VOXEL_UM
+
+
+def test_labels_are_where_the_pushed_points_say(files, folder):
+    opened = open_registration(folder)
+    labels = open_volume(str(folder / "labels_in_target.ome.zarr"))
+    assert labels.grid == TARGET_GRID
+    values = labels.read()
+    assert set(np.unique(values)) <= set(np.unique(labels_of(brain())))
+    index = np.argwhere(values >= 0)[::7]
+    points, _ = opened.transform.target_to_atlas(TARGET_GRID.index_to_um(index))
+    assert (opened.open_atlas().labels_at(points) == values[tuple(index.T)]).mean() > 0.999
+
+
+def test_volumes_lie_on_the_grids_that_they_are_named_after(folder):
+    assert open_volume(str(folder / "template_in_target.ome.zarr")).grid == TARGET_GRID
+    assert open_volume(str(folder / "target_in_atlas.ome.zarr")).grid == ATLAS_GRID
+
+
+def test_the_deformed_template_looks_like_the_target(files, folder):
+    target = open_volume(str(files / "target.ome.zarr")).read().astype(float)
+    template = open_volume(str(folder / "template_in_target.ome.zarr")).read().astype(float)
+    tissue = template > 0.3
+    assert np.corrcoef(target[tissue], template[tissue])[0, 1] > 0.9
+
+
+def test_the_folder_describes_itself(files, folder):
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert manifest["target"]["path"] == str(files / "target.ome.zarr")
+    assert manifest["figures"]["matched_fraction"] > 0.8
+    assert manifest["figures"]["jacobian_min"] > 0
+    with (folder / "energies.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert float(rows[-1]["total"]) < float(rows[0]["total"])
+    weights = open_volume(str(folder / "weights.ome.zarr"))
+    assert weights.channels == 2
+    match = weights.read(channel=0)
+    assert match.min() >= 0 and match.max() <= 1
+
+
+def test_a_finished_folder_is_not_overwritten(files, folder, engine):
+    target = open_volume(str(files / "target.ome.zarr"))
+    before = (folder / "manifest.json").read_bytes()
+    with pytest.raises(InputError, match="already holds a registration"):
+        write_registration(None, target, atlas(files), folder, engine=engine)
+    assert (folder / "manifest.json").read_bytes() == before
+
+
+def test_an_unfinished_folder_is_none(folder, tmp_path):
+    with pytest.raises(InputError, match="run cloudreg register first"):
+        open_registration(tmp_path)
+
+
+def test_mirrored_letters_are_refused(files, engine):
+    target = open_volume(str(files / "target.ome.zarr"), orientation="asl")
+    with pytest.raises(InputError, match="mirror images"):
+        register_volume(target, atlas(files), SETTINGS, engine=engine)
+
+
+def test_noise_is_no_brain(files, tmp_path, engine):
+    noise = np.random.default_rng(1).integers(1, 1000, (30, 30, 30)).astype(np.uint16)
+    write_volume(
+        str(tmp_path / "noise.ome.zarr"), noise, Grid.from_spacing((30, 30, 30), (300.0,) * 3), orientation="asr"
+    )
+    with pytest.raises((RegistrationFailedError, InputError)):
+        register_volume(open_volume(str(tmp_path / "noise.ome.zarr")), atlas(files), SETTINGS, engine=engine)
+
+
+def test_an_initial_affine_replaces_the_letters(files, engine):
+    target = open_volume(str(files / "target.ome.zarr"), orientation="asr")
+    start = np.eye(4)
+    start[:3, 3] = [-100.0, 50.0, 0.0]
+    found = register_volume(
+        target, atlas(files), SETTINGS.model_copy(update={"deform": False}), engine=engine, initial_affine=start
+    )
+    assert found.figures["pose"] == "given"
+    assert found.figures["displacement_max_um"] == 0
+    assert np.abs(found.transform.affine[:3, :3] - np.eye(3)).max() < 0.05
