@@ -86,6 +86,7 @@ def test_lost_planes_are_filled_by_the_neighbour_or_stay_zero(acquisition, engin
     np.testing.assert_array_equal(fused[7:9, :32, 36:48], acquisition.stacks[0, 0][7:9, :32, 36:])
     assert not fused[7:9, :32, 48:72].any()
     assert fused[6, :32, 48:72].all()
+    assert not {("LOC001", 7), ("LOC001", 8)} & set(acquisition.reads)
 
 
 def test_micrometres_are_those_of_the_stage(acquisition, engine, tmp_path):

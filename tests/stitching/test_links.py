@@ -10,7 +10,7 @@ from cloudreg.execution import Engine
 from cloudreg.flatfield import Shading
 from cloudreg.settings import AlignSettings
 from cloudreg.stitching import links, measure_links
-from cloudreg.stitching.pairwise import Strip, measure_shift
+from cloudreg.stitching.pairwise import Strip, _halved, measure_shift
 
 SETTINGS = AlignSettings(search_um=(6, 10, 10))
 
@@ -107,6 +107,16 @@ def test_too_little_memory_is_said_before_anything_is_read(phantom):
         pytest.raises(InputError, match=r"GB of memory for each worker.*more memory or fewer workers"),
     ):
         measure_links(phantom.acquisition, 0, None, SETTINGS, small)
+
+
+def test_lost_planes_are_left_out_of_the_smaller_copies():
+    values = np.random.default_rng(0).random((8, 6, 7))
+    observed = np.array([1, 0, 0, 0, 1, 1, 0, 1], dtype=bool)
+    smaller = _halved(Strip(np.where(observed[:, None, None], values, 0), observed), np.array([2, 1, 2]))
+    assert list(smaller.observed) == [True, False, True, True]
+    pairs = values[:, :, :6].reshape(8, 6, 3, 2).mean(axis=3)
+    np.testing.assert_allclose(smaller.values[[0, 3]], pairs[[0, 7]], rtol=1e-6)
+    np.testing.assert_allclose(smaller.values[2], pairs[4:6].mean(axis=0), rtol=1e-6)
 
 
 @pytest.mark.parametrize("lag", [(1, 37, -14), (-2, -20, 9)])

@@ -84,8 +84,8 @@ def test_the_weakest_link_of_a_single_loop_is_the_wrong_one(grid):
 
 
 def test_a_corner_of_empty_tiles_follows_the_stage_as_it_moved(grid):
-    # The stage moves 2 px too far per column: over eight columns the nominal positions are off by 16.
-    acquisition, truth, links = grid(6, 9, drift=(0.3, -1.0, 2.0), jitter=1.0)
+    # The stage moves 4 px too far per column: over eight columns the nominal positions are off by 32.
+    acquisition, truth, links = grid(6, 9, drift=(0.5, -2.0, 4.0), jitter=1.0)
     corner = {i for i, tile in enumerate(acquisition.tiles) if tile.row < 3 and tile.column > 5}
     links = [emptied(k) if {k.first, k.second} & corner else k for k in links]
     placement = place_tiles(acquisition, links, SETTINGS)
@@ -183,7 +183,7 @@ def test_tiles_cut_from_a_real_brain_find_their_places(test_data, in_memory, eng
     brain = tifffile.imread(test_data / "mouse_stpt" / "brain_psl_50x40x40um.tif")
     random = np.random.default_rng(0)
     cells = [(row, column) for row in range(3) for column in range(4) if (row, column) != (2, 3)]
-    truth = np.array([(30, 2, 5) + np.multiply((0, r, c), (0, 58, 64)) for r, c in cells])
+    truth = np.array([(30, 2 + 58 * r, 5 + 64 * c) for r, c in cells])
     truth += random.integers(-2, 3, truth.shape)
     stacks = {}
     for cell, start in zip(cells, truth, strict=True):
