@@ -66,7 +66,8 @@ def test_a_two_photon_brain_registers_to_the_allen_atlas(brain, test_data):
 
     template = open_volume(str(test_data / "allen_ccfv3" / "average_template_100.nrrd"), orientation="asr").read()
     ours = open_volume(str(brain / "target_in_atlas.ome.zarr")).read().astype(float)
-    theirs = tifffile.imread(test_data / "mouse_stpt" / "niftyreg_reference" / "downsampled_standard.tiff").astype(float)
+    reference = test_data / "mouse_stpt" / "niftyreg_reference" / "downsampled_standard.tiff"
+    theirs = tifffile.imread(reference).astype(float)
     tissue = template > 30
     scores = [np.corrcoef(template[tissue], image[tissue])[0, 1] for image in (ours, theirs)]
     assert scores[0] > scores[1] + 0.05
@@ -119,7 +120,8 @@ def test_tiles_cut_from_a_brain_give_its_region_table(brain, test_data, tmp_path
     acquisition = open_acquisition(raw)
     project = read_project(out / "project.xml")
     found = np.array([project.tile(t.row, t.column).position_px for t in acquisition.tiles])
-    true = np.array([(0, int(t.row * pitch), int(t.column * pitch)) + jitter[t.row, t.column] for t in acquisition.tiles])
+    cells = [(t.row, t.column) for t in acquisition.tiles]
+    true = np.array([(0, int(row * pitch), int(column * pitch)) + jitter[row, column] for row, column in cells])
     error = found - true - np.mean(found - true, axis=0)
     assert np.abs(error).max() < 0.5
 
@@ -136,9 +138,10 @@ def test_tiles_cut_from_a_brain_give_its_region_table(brain, test_data, tmp_path
 
 def test_a_warped_nissl_volume_comes_back_to_the_template(test_data, tmp_path):
     """Cross-modal, with the truth known: the Nissl volume lies exactly in the template's space."""
-    from brains import displacement_field
     from scipy.ndimage import map_coordinates
     from scipy.spatial.transform import Rotation
+
+    from brains import displacement_field
 
     folder = test_data / "allen_ccfv3"
     nissl = open_volume(str(folder / "ara_nissl_100_ccf.nrrd"), orientation="asr")

@@ -11,7 +11,7 @@ from cloudreg.errors import InputError
 from cloudreg.execution import Engine
 from cloudreg.flatfield import estimate_shading
 from cloudreg.flatfield.fit import Witness, basis, combine, evaluate
-from cloudreg.flatfield.mean_tile import find_background, find_mean_tile, find_tissue
+from cloudreg.flatfield.mean_tile import find_background, find_mean_tile, usual_brightness
 from cloudreg.flatfield.overlaps import Overlaps, compare_overlaps
 from cloudreg.flatfield.sampling import block_centres, block_means
 from cloudreg.settings import ShadingSettings
@@ -117,11 +117,12 @@ def test_a_plane_counts_relative_to_its_own_level_and_only_where_there_is_tissue
     assert plain[-1] < plain[0]
 
 
-def test_tissue_is_told_from_haze_and_noise():
-    light = np.full((2, 3, 8, 8), 4, np.float32)
-    light[0, :, :4] = 900
-    np.testing.assert_array_equal(find_tissue(light), light > 100)
-    assert not find_tissue(np.zeros((1, 1, 4, 4), np.float32)).any()
+def test_the_usual_brightness_is_that_of_tissue_however_little_there_is():
+    light = np.random.default_rng(0).normal(0, 4, (4, 3, 16, 16)).astype(np.float32)
+    light[0, :, :4] += 900
+    light[0, 0, 0, 0] = 60000
+    assert usual_brightness(light) == pytest.approx(900, rel=0.01)
+    assert usual_brightness(np.zeros((1, 1, 4, 4), np.float32)) == 0
 
 
 def test_overlaps_measure_a_field_whatever_the_tissue(make_tiles):
@@ -137,10 +138,9 @@ def test_overlaps_measure_a_field_whatever_the_tissue(make_tiles):
         acquisition_light.append([block_means(plane, block) * block_means(flat, block) for plane in planes])
     light = np.array(acquisition_light, np.float32)
     functions = basis(*((2 * block_centres(n, block) + 1) / n - 1 for n in (height, width)))
-    # Only the horizontal neighbours are on the lattice of blocks, so that they agree exactly.
-    keep = np.zeros(light.shape, bool)
-    keep[0], keep[1] = True, True
-    overlaps = compare_overlaps(acquisition, light, keep, functions, block)
+    # Only horizontal neighbours are on the lattice of blocks, so that they agree exactly; the lower ones are dark.
+    light[2:] = 0
+    overlaps = compare_overlaps(acquisition, light, functions, block, 1e-6)
     log = np.log(block_means(flat, block))
     here, there = np.arange(17, 20), np.arange(0, 3)
     assert overlaps.ratio == pytest.approx((log[:, here] - log[:, there]).ravel(), abs=1e-5)

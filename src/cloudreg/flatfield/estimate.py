@@ -14,12 +14,16 @@ from cloudreg.errors import InputError
 from cloudreg.execution import Engine
 from cloudreg.execution.progress import say
 from cloudreg.flatfield.fit import basis, combine, evaluate, witness_of_mean
-from cloudreg.flatfield.mean_tile import find_background, find_mean_tile, find_tissue, n4_field
+from cloudreg.flatfield.mean_tile import find_background, find_mean_tile, n4_field, usual_brightness
 from cloudreg.flatfield.overlaps import compare_overlaps
 from cloudreg.flatfield.sampling import block_centres, read_samples
 from cloudreg.flatfield.shading import Shading
 from cloudreg.settings import ShadingSettings
 from cloudreg.tiles import Acquisition
+
+# Parts of the usual brightness: what counts as tissue, and what is bright enough for a ratio.
+_TISSUE = 0.25
+_BRIGHT = 0.5
 
 
 def estimate_shading(acquisition: Acquisition, channel: int, settings: ShadingSettings, engine: Engine) -> Shading:
@@ -51,17 +55,17 @@ def estimate_shading(acquisition: Acquisition, channel: int, settings: ShadingSe
     if settings.method == "none":
         return Shading(np.ones((height, width), np.float32), background)
     light = np.where(samples.present[..., None, None], samples.blocks - np.float32(background), np.float32(0))
-    tissue = find_tissue(light)
-    if not tissue.any():
+    usual = usual_brightness(light)
+    if not usual > 0:
         raise InputError(f"expected tissue in channel {channel} of {acquisition.path}, its planes are constant")
 
-    mean = find_mean_tile(light, tissue)
+    mean = find_mean_tile(light, light > _TISSUE * usual)
     field = n4_field(mean, settings.spline_distance_fraction)
     functions = basis(
         2 * (block_centres(height, samples.block_px) + 0.5) / height - 1,
         2 * (block_centres(width, samples.block_px) + 0.5) / width - 1,
     )
-    overlaps = compare_overlaps(acquisition, light, tissue, functions, samples.block_px)
+    overlaps = compare_overlaps(acquisition, light, functions, samples.block_px, _BRIGHT * usual)
     coefficients = combine(witness_of_mean(field, mean, functions), overlaps)
     y, x = ((2 * np.arange(n) + 1) / n - 1 for n in (height, width))
     flat = np.exp(evaluate(coefficients, y, x))

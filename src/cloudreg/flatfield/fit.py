@@ -20,8 +20,8 @@ _USUAL = np.array([np.inf, 0.3, 0.3, 0.03, 0.03, 0.01, 0.01])
 _DEGREE = len(_USUAL) - 1
 _ORDERS = [(i, j) for i in range(_DEGREE + 1) for j in range(_DEGREE + 1) if 0 < i + j <= _DEGREE]
 # Tiles of one brain are no independent draws: cortex lies at the border, ventricles in the middle. Their scatter
-# understates how wrong their mean is, on tiles cut from whole brains up to ten times.
-_DOUBT = 10.0
+# understates how wrong their mean is, on tiles cut from whole brains five to ten times.
+_DOUBT = 7.0
 _OUTLIER = 2.0
 _PASSES = 15
 

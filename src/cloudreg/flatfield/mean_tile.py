@@ -57,14 +57,11 @@ def find_background(blocks: NDArray[np.float32]) -> float:
     return float(np.median(large[large <= large[dark].max() + 4 * noise]))
 
 
-def find_tissue(light: NDArray[np.float32]) -> NDArray[np.bool_]:
-    """Return where there is tissue, given brightness above the background.
-
-    The threshold is a part of the usual brightness of tissue, the median of what is not nearly dark.
-    """
-    bright = np.percentile(light, 99)
-    lit = light[light > 0.05 * bright]
-    return np.asarray(light > 0.25 * np.median(lit)) if lit.size else np.zeros(light.shape, bool)
+def usual_brightness(light: NDArray[np.float32]) -> float:
+    """Return the usual brightness of tissue, given that above the background; 0 where nothing is bright."""
+    # What is nearly dark is no tissue; of the rest, the median is not moved by a few bright cells.
+    lit = light[light > 0.05 * np.percentile(light, 99)]
+    return float(np.median(lit)) if lit.size else 0.0
 
 
 def find_mean_tile(light: NDArray[np.float32], tissue: NDArray[np.bool_]) -> MeanTile:
@@ -114,6 +111,8 @@ def n4_field(mean_tile: MeanTile, spline_distance_fraction: float) -> NDArray[np
     n4 = sitk.N4BiasFieldCorrectionImageFilter()
     n4.SetMaximumNumberOfIterations(list(_N4_ITERATIONS))
     n4.SetConvergenceThreshold(1e-6)
+    # Sums over threads are rounded in another order on another number of cores.
+    n4.SetNumberOfThreads(1)
     spacing = spline_distance_fraction * max(rows, columns)
     n4.SetNumberOfControlPoints([max(1, round(n / spacing)) + 3 for n in (columns, rows)])
     n4.Execute(image, mask)

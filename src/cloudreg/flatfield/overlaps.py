@@ -46,9 +46,9 @@ class Overlaps:
 def compare_overlaps(
     acquisition: Acquisition,
     light: NDArray[np.float32],
-    tissue: NDArray[np.bool_],
     basis: NDArray[np.float64],
     block_px: int,
+    threshold: float,
 ) -> Overlaps:
     """Compare each tile with its right and its lower neighbour, where they overlap by the stage's positions.
 
@@ -56,24 +56,29 @@ def compare_overlaps(
     ----------
     acquisition
         Says which tiles are neighbours.
-    light, tissue
-        (tiles, depths, rows, columns), of blocks of ``block_px`` pixels.
+    light
+        (tiles, depths, rows, columns), brightness above the background, of blocks of ``block_px`` pixels.
     basis
         (functions, rows, columns).
+    block_px
+        Side of a block.
+    threshold
+        Blocks count where the geometric mean of both pictures is brighter. It favours neither picture, so that the
+        choice does not shift their ratio.
     """
-    log = np.log(np.maximum(light, 1e-3, dtype=np.float32))
     designs, ratios, pairs = [np.empty((0, len(basis)))], [np.empty(0)], [np.empty(0, np.intp)]
     for number, (first, second, axis) in enumerate(_neighbours(acquisition)):
         view = _Overlap.between(
             acquisition.pitch_px[axis] / block_px, acquisition.tile_shape[1 + axis] // block_px, axis
         )
-        seen = view.of_first(tissue[first]) & view.both_of_second(tissue[second])
+        here, there = view.of_first(light[first]), view.of_second(light[second])
+        seen = (here > 0) & (there > 0) & (here * there > threshold**2)
         usable = seen.sum(axis=0) >= max(1, _LEAST_PLANES * len(seen))
         if not usable.any():
             continue
-        ratio = view.of_first(log[first]) - view.of_second(log[second])
+        ratio = np.log(np.divide(here, there, where=seen, out=np.full(seen.shape, np.nan)))
         design = view.of_first(basis) - view.of_second(basis)
-        ratios.append(np.nanmedian(np.where(seen, ratio, np.nan)[:, usable], axis=0).astype(np.float64))
+        ratios.append(np.nanmedian(ratio[:, usable], axis=0))
         designs.append(design[:, usable].T)
         pairs.append(np.full(int(usable.sum()), number))
     return Overlaps(np.concatenate(designs), np.concatenate(ratios), np.concatenate(pairs))
@@ -106,9 +111,6 @@ class _Overlap:
     def of_second(self, blocks: NDArray[Any]) -> NDArray[Any]:
         before, after = blocks.take(self.there, self.axis), blocks.take(self.there + 1, self.axis)
         return np.asarray((1 - self.part) * before + self.part * after)
-
-    def both_of_second(self, mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
-        return mask.take(self.there, self.axis) & mask.take(self.there + 1, self.axis)
 
 
 def _neighbours(acquisition: Acquisition) -> Iterator[tuple[int, int, int]]:

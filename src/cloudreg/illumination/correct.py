@@ -164,4 +164,7 @@ def _multiply(
                 value = voxels[z, y, x] * (row[c] * (1 - w) + row[c + 1] * w)
                 if whole:
                     value = min(max(np.rint(value), low), high)
+                    # 0 is kept for what nothing observed.
+                    if value == 0 and voxels[z, y, x] > 0:
+                        value = 1.0
                 out[z, y, x] = value

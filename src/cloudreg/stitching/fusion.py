@@ -64,8 +64,8 @@ def fuse(
     Returns
     -------
     Volume
-        Of the acquisition's type, rounded and clipped; 0 where nothing was observed. The bytes don't depend on
-        workers, memory or having been stopped.
+        Of the acquisition's type, rounded and clipped to 1 or more; 0 where nothing was observed. The bytes don't
+        depend on workers, memory or having been stopped.
 
     Raises
     ------
@@ -276,10 +276,13 @@ def _add_shaded(
 
 @njit(cache=True, nogil=True, error_model="numpy")
 def _finish(total: Array, weight: Array, limit: float, out: Array) -> None:
-    """Divide the sums, round to nearest and clip; 0 where nothing was observed."""
+    """Divide the sums, round to nearest and clip; 0 where nothing was observed, and only there.
+
+    Black that was seen and black that was never looked at differ for whatever reads the volume: its mean, its weight.
+    """
     for y in range(out.shape[0]):
         for x in range(out.shape[1]):
             if weight[y, x] > 0:
-                out[y, x] = min(np.rint(total[y, x] / weight[y, x]), limit)
+                out[y, x] = min(max(np.rint(total[y, x] / weight[y, x]), np.float32(1)), limit)
             else:
                 out[y, x] = 0
