@@ -335,6 +335,8 @@ def test_correct_tiles_align_and_fuse_by_hand(cloudreg, raw, tmp_path):
     code, _, err = cloudreg("correct-tiles", raw, tmp_path / "even")
     assert code == 0, err
     assert open_acquisition(tmp_path / "even").tile_shape == (20, 64, 64)
+    assert (tmp_path / "even" / "shading" / "channel_00" / "flat.tif").exists()
+    assert not list(tmp_path.glob(".even*"))
     code, _, err = cloudreg("align", tmp_path / "even", tmp_path / "p.xml")
     assert code == 0, err
     project = read_project(tmp_path / "p.xml")

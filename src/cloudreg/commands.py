@@ -6,13 +6,13 @@ Each takes paths, opens what lies there, calls a stage, and leaves new files. On
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
@@ -20,17 +20,17 @@ from rich.table import Table
 from cloudreg import pipeline
 from cloudreg.atlas import load_atlas
 from cloudreg.errors import InputError
-from cloudreg.execution import Engine
-from cloudreg.execution.progress import track
-from cloudreg.flatfield import estimate_shading, load_shading
-from cloudreg.io import Kind, Volume, describe, open_volume, to_dtype
+from cloudreg.execution import Engine, Ledger
+from cloudreg.flatfield import estimate_shading, load_shading, save_shading
+from cloudreg.flatfield.apply import correct_tiles as take_off
+from cloudreg.io import Kind, Volume, describe, open_volume
 from cloudreg.io.volume import Source
 from cloudreg.regions import evaluate as evaluate_transform
 from cloudreg.registration import OpenRegistration, open_registration
 from cloudreg.run_folder import RunFolder, write_atomically
 from cloudreg.settings import AlignSettings, AtlasSettings, FusionSettings, RunSettings
 from cloudreg.space import Box
-from cloudreg.tiles import open_acquisition, read_project, write_colm
+from cloudreg.tiles import open_acquisition, read_project
 from cloudreg.transforms import Side, apply_points_file, load_affine, read_all_points
 from cloudreg.transforms.images import apply_image
 from cloudreg.viewer import write_registration_report, write_run_report
@@ -67,42 +67,19 @@ def demo(out: Path, engine: Engine, *, command: str) -> None:
 
 
 def correct_tiles(raw: Path, out: Path, settings: RunSettings, engine: Engine) -> None:
-    """Write an acquisition anew without background and vignetting; its channels are numbered from 0."""
+    """Write an acquisition anew without background and vignetting, and the fields that were taken off beside it."""
     acquisition = open_acquisition(raw)
     channels = _chosen(settings.channels, acquisition.channels)
-    _require_new(out)
-    shadings = [estimate_shading(acquisition, c, settings.shading, engine) for c in channels]
-    tiles = {(tile.row, tile.column): tile for tile in acquisition.tiles}
-    lost = {
-        (tile.row, tile.column, number): set(acquisition.lost_planes(tile, c))
-        for tile in acquisition.tiles
-        for number, c in enumerate(channels)
-    }
-    scanned = np.zeros((acquisition.rows, acquisition.columns), dtype=bool)
-    for place in tiles:
-        scanned[place] = True
-
-    with track("correcting tiles", int(scanned.sum()) * len(channels) * acquisition.tile_shape[0], "planes") as advance:
-
-        def plane(row: int, column: int, number: int, index: int) -> NDArray[np.generic] | None:
-            advance(1)
-            if index in lost[row, column, number]:
-                return None
-            raw_plane = acquisition.read(tiles[row, column], channels[number], index, index + 1)
-            return to_dtype(shadings[number].apply(raw_plane)[0], acquisition.dtype)
-
-        write_colm(
-            out,
-            rows=acquisition.rows,
-            columns=acquisition.columns,
-            tile_shape=acquisition.tile_shape,
-            voxel_size_um=acquisition.voxel_size_um,
-            overlap=acquisition.overlap,
-            channels=len(channels),
-            objective=acquisition.objective,
-            scanned=scanned,
-            planes=plane,
-        )
+    # The same input and settings go on where they were stopped; others must not take those planes for their own.
+    key = hashlib.sha256((acquisition.fingerprint(channels) + settings.shading.model_dump_json()).encode()).hexdigest()
+    ledger = Ledger(out.with_name(f".{out.name}.{key[:16]}.ledger"))
+    if not len(ledger):
+        _require_new(out)
+    shadings = {c: estimate_shading(acquisition, c, settings.shading, engine) for c in channels}
+    take_off(acquisition, shadings, out, engine, ledger)
+    for channel, shading in shadings.items():
+        save_shading(shading, out / "shading" / f"channel_{channel:02d}")
+    ledger.path.unlink()
 
 
 def align(

@@ -1,5 +1,3 @@
-import itertools
-
 import numpy as np
 import pytest
 from scipy.ndimage import map_coordinates
@@ -97,14 +95,29 @@ def test_a_lost_slab_is_not_filled_with_tissue_from_elsewhere(case):
     assert solution.problem.level.target.weight[22:27].max() == 0
 
 
-def test_the_objective_falls_within_each_level(case):
+def test_every_step_lowers_the_objective(case):
     grid, seen, _ = case
     energies = registered(noisy(seen), grid).energies
+    assert len(energies) > 10
+    assert all(e.gained > 0 for e in energies[:-1])
     for level in {e.level_um for e in energies}:
-        totals = [e.total for e in energies if e.level_um == level and e.step == "velocity"]
-        # The local contrast is a kernel regression, which may raise the objective a hair near convergence.
-        slack = 1e-3 * (max(totals) - min(totals)) + 1e-6 * abs(totals[-1])
-        assert all(b <= a + slack for a, b in itertools.pairwise(totals))
+        steps = [e for e in energies if e.level_um == level and e.step == "velocity"]
+        assert steps[-1].gained < 0.3 * steps[0].gained
+
+
+def test_residuals_that_are_alike_count_for_less(case):
+    from scipy.ndimage import gaussian_filter
+
+    grid, seen, _ = case
+    rng = np.random.default_rng(2)
+    white = rng.standard_normal(seen.shape)
+    texture = gaussian_filter(white, 1.2)
+    worth = []
+    for kind in (white, texture / texture.std()):
+        target = np.clip(100 + 900 * seen + 60 * kind, 1, None).astype(np.float32)
+        worth.append(registered(target, grid, deform=True, iterations=(4, 6)).energies[-1].worth)
+    assert worth[0] > 0.3
+    assert worth[1] < 0.3 * worth[0]
 
 
 def test_the_map_does_not_fold_and_its_affine_stays_rigid_if_asked(case):
@@ -127,7 +140,7 @@ def test_anisotropic_voxels_and_odd_sizes_give_the_same_map():
     assert np.median(error) < 0.2 * VOXEL_UM
 
 
-@pytest.mark.parametrize("letters", ["asr", "lsa", "pil", "rpi"])
+@pytest.mark.parametrize("letters", ["asr", "pli"])
 def test_the_pose_is_found_without_letters(case, letters):
     _, seen, truth = case
     turn = axes_between("asr", letters)

@@ -14,10 +14,10 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from cloudreg.registration.sampling import cell
+from cloudreg.registration.sampling import VALUE_KEEPING, cell
 
 # One thread: a velocity grid is small, and handing its loops to threads costs more than they take on a busy machine.
-_LOOP = {"cache": True, "nogil": True, "fastmath": True}
+_LOOP = {"cache": True, "nogil": True, "fastmath": VALUE_KEEPING}
 
 
 @dataclass(frozen=True)
@@ -134,7 +134,7 @@ def invert(
     return inverse
 
 
-@njit(cache=True, nogil=True, fastmath=True, inline="always")
+@njit(**_LOOP, inline="always")
 def _interpolate(u, pz, py, px):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
     iz, fz, _ = cell(pz, u.shape[0])
     iy, fy, _ = cell(py, u.shape[1])
@@ -186,7 +186,7 @@ def _square(u, spacing):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
     return result
 
 
-@njit(cache=True, nogil=True, fastmath=True, inline="always")
+@njit(**_LOOP, inline="always")
 def _slopes(u, iz, iy, ix, fz, fy, fx, k):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
     """Derivatives of component k of the trilinear interpolant per voxel, along z, y, x."""
     one = np.float32(1)

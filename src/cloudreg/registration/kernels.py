@@ -20,13 +20,13 @@ import numpy as np
 from numba import njit, prange
 from numpy.typing import NDArray
 
-from cloudreg.registration.sampling import cell, spline_value, spline_with_gradient
+from cloudreg.registration.sampling import VALUE_KEEPING, cell, spline_value, spline_with_gradient
 
 RUNS = 8
 """Runs of voxels with sums of their own."""
 
-_LOOP = {"cache": True, "nogil": True, "fastmath": True, "parallel": True}
-_INLINE = {"cache": True, "nogil": True, "fastmath": True, "inline": "always"}
+_LOOP = {"cache": True, "nogil": True, "fastmath": VALUE_KEEPING, "parallel": True}
+_INLINE = {"cache": True, "nogil": True, "fastmath": VALUE_KEEPING, "inline": "always"}
 
 
 @dataclass(frozen=True)
@@ -99,6 +99,28 @@ def _displacement(u, pz, py, px):  # type: ignore[no-untyped-def]  # noqa: ANN00
         w00 * a[ix + 1, 2] + w01 * b[ix + 1, 2] + w10 * c[ix + 1, 2] + w11 * d[ix + 1, 2]
     )
     return uz, uy, ux
+
+
+@njit(**_INLINE)
+def _affine(m, z, y, x):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+    """Apply a (3, 4) matrix to an index."""
+    return (
+        m[0, 0] * z + m[0, 1] * y + m[0, 2] * x + m[0, 3],
+        m[1, 0] * z + m[1, 1] * y + m[1, 2] * x + m[1, 3],
+        m[2, 0] * z + m[2, 1] * y + m[2, 2] * x + m[2, 3],
+    )
+
+
+@njit(**_INLINE)
+def _atlas_index(u, pz, py, px, to_atlas, um_to_atlas, z, y, x):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+    """Where target voxel (z, y, x), at velocity-grid index p, lies in the padded atlas."""
+    uz, uy, ux = _displacement(u, pz, py, px)
+    az, ay, ax = _affine(to_atlas, z, y, x)
+    return (
+        az + um_to_atlas[0, 0] * uz + um_to_atlas[0, 1] * uy + um_to_atlas[0, 2] * ux,
+        ay + um_to_atlas[1, 0] * uz + um_to_atlas[1, 1] * uy + um_to_atlas[1, 2] * ux,
+        ax + um_to_atlas[2, 0] * uz + um_to_atlas[2, 1] * uy + um_to_atlas[2, 2] * ux,
+    )
 
 
 @njit(**_INLINE)
@@ -175,16 +197,8 @@ def evaluate(target, weight, active, atlas, outside, u, to_velocity, to_atlas, u
             x = flat % nx
             j = target[z, y, x]
             w = np.float64(weight[z, y, x])
-            pz = to_velocity[0, 0] * z + to_velocity[0, 1] * y + to_velocity[0, 2] * x + to_velocity[0, 3]
-            py = to_velocity[1, 0] * z + to_velocity[1, 1] * y + to_velocity[1, 2] * x + to_velocity[1, 3]
-            px = to_velocity[2, 0] * z + to_velocity[2, 1] * y + to_velocity[2, 2] * x + to_velocity[2, 3]
-            uz, uy, ux = _displacement(u, pz, py, px)
-            az = to_atlas[0, 0] * z + to_atlas[0, 1] * y + to_atlas[0, 2] * x + to_atlas[0, 3]
-            ay = to_atlas[1, 0] * z + to_atlas[1, 1] * y + to_atlas[1, 2] * x + to_atlas[1, 3]
-            ax = to_atlas[2, 0] * z + to_atlas[2, 1] * y + to_atlas[2, 2] * x + to_atlas[2, 3]
-            az += um_to_atlas[0, 0] * uz + um_to_atlas[0, 1] * uy + um_to_atlas[0, 2] * ux
-            ay += um_to_atlas[1, 0] * uz + um_to_atlas[1, 1] * uy + um_to_atlas[1, 2] * ux
-            ax += um_to_atlas[2, 0] * uz + um_to_atlas[2, 1] * uy + um_to_atlas[2, 2] * ux
+            pz, py, px = _affine(to_velocity, z, y, x)
+            az, ay, ax = _atlas_index(u, pz, py, px, to_atlas, um_to_atlas, z, y, x)
             value = spline_value(atlas, az, ay, ax, outside)
             t = np.float32(min(max((value - scale[0]) * scale[1], scale[2]), scale[3]))
             cz = to_contrast[0, 0] * z + to_contrast[0, 1]
@@ -221,6 +235,33 @@ def evaluate(target, weight, active, atlas, outside, u, to_velocity, to_atlas, u
     for run in range(RUNS):
         all_moments += moments[run]
     return summed[0], summed[1:], all_moments
+
+
+@njit(**_LOOP)
+def residuals(target, weight, active, atlas, outside, u, to_velocity, to_atlas, um_to_atlas, c, to_contrast, scale, m):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN201
+    """Return weight x posterior of match x (J - prediction) at every voxel of tissue, 0 elsewhere.
+
+    Parameters are those of `evaluate`.
+    """
+    _, ny, nx = target.shape
+    result = np.zeros_like(target)
+    for item in prange(active.size):
+        flat = active[item]
+        z = flat // (ny * nx)
+        y = (flat // nx) % ny
+        x = flat % nx
+        pz, py, px = _affine(to_velocity, z, y, x)
+        az, ay, ax = _atlas_index(u, pz, py, px, to_atlas, um_to_atlas, z, y, x)
+        value = spline_value(atlas, az, ay, ax, outside)
+        if value > scale[4]:
+            t = np.float32(min(max((value - scale[0]) * scale[1], scale[2]), scale[3]))
+            cz = to_contrast[0, 0] * z + to_contrast[0, 1]
+            cy = to_contrast[1, 0] * y + to_contrast[1, 1]
+            cx = to_contrast[2, 0] * x + to_contrast[2, 1]
+            predicted, _ = _polynomial(c, cz, cy, cx, t)
+            _, match, _, _ = _posterior(target[z, y, x], predicted, m)
+            result[z, y, x] = weight[z, y, x] * match * (target[z, y, x] - predicted)
+    return result
 
 
 @njit(**_LOOP)
@@ -263,16 +304,8 @@ def linearize(target, weight, active, atlas, outside, u, to_velocity, to_atlas, 
             y = (flat // nx) % ny
             x = flat % nx
             j = target[z, y, x]
-            pz = to_velocity[0, 0] * z + to_velocity[0, 1] * y + to_velocity[0, 2] * x + to_velocity[0, 3]
-            py = to_velocity[1, 0] * z + to_velocity[1, 1] * y + to_velocity[1, 2] * x + to_velocity[1, 3]
-            px = to_velocity[2, 0] * z + to_velocity[2, 1] * y + to_velocity[2, 2] * x + to_velocity[2, 3]
-            uz, uy, ux = _displacement(u, pz, py, px)
-            az = to_atlas[0, 0] * z + to_atlas[0, 1] * y + to_atlas[0, 2] * x + to_atlas[0, 3]
-            ay = to_atlas[1, 0] * z + to_atlas[1, 1] * y + to_atlas[1, 2] * x + to_atlas[1, 3]
-            ax = to_atlas[2, 0] * z + to_atlas[2, 1] * y + to_atlas[2, 2] * x + to_atlas[2, 3]
-            az += um_to_atlas[0, 0] * uz + um_to_atlas[0, 1] * uy + um_to_atlas[0, 2] * ux
-            ay += um_to_atlas[1, 0] * uz + um_to_atlas[1, 1] * uy + um_to_atlas[1, 2] * ux
-            ax += um_to_atlas[2, 0] * uz + um_to_atlas[2, 1] * uy + um_to_atlas[2, 2] * ux
+            pz, py, px = _affine(to_velocity, z, y, x)
+            az, ay, ax = _atlas_index(u, pz, py, px, to_atlas, um_to_atlas, z, y, x)
             value, dz, dy, dx = spline_with_gradient(atlas, az, ay, ax, outside)
             t = np.float32(min(max((value - scale[0]) * scale[1], scale[2]), scale[3]))
             cz = to_contrast[0, 0] * z + to_contrast[0, 1]

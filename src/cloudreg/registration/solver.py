@@ -7,7 +7,9 @@ Coarse to fine, each level repeats
    derivative of the discrete flow, and a line search on the marginal objective,
 3. one EM update of the contrast and of the mixture
 
-until the objective stops falling. Written from Tward et al., Front. Neurosci. 14:52, 2020 (model), Beg et al.,
+until the objective stops falling. How much the prior weighs is not only a setting: residuals that are alike in
+neighbouring voxels count for less (`Problem.independence`), so that two modalities are held together more firmly than
+two images of one kind. Written from Tward et al., Front. Neurosci. 14:52, 2020 (model), Beg et al.,
 IJCV 61:139-157, 2005 (LDDMM) and Arsigny et al., MICCAI 2006 (stationary velocities).
 """
 
@@ -15,6 +17,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from copy import copy
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -23,13 +26,19 @@ from numpy.typing import NDArray
 
 from cloudreg.registration.contrast import Contrast
 from cloudreg.registration.flow import Flow, integrate, jacobian_determinant
-from cloudreg.registration.kernels import Mixture, evaluate, linearize
+from cloudreg.registration.kernels import Mixture, evaluate, linearize, residuals
 from cloudreg.registration.levels import Level
 from cloudreg.registration.smoothness import Smoothness
 from cloudreg.space import Grid
 
 _MIN_DETERMINANT = 0.05
 """Steps that bring any cell of the map closer to folding are shortened."""
+
+_MIN_WORTH = 0.02
+"""Floor of a voxel's worth: two images that hardly match are still held together by their outlines."""
+
+_REWEIGH = 5
+"""Steps between estimates of a voxel's worth."""
 
 _MIN_SIGMA = 0.02
 """Floor of the matching class's standard deviation: no real contrast is known better."""
@@ -80,7 +89,11 @@ class Linearization:
 
 @dataclass(frozen=True)
 class Energy:
-    """One line of ``energies.csv``."""
+    """One line of ``energies.csv``: the objective before a step, and by how much the step lowered it.
+
+    Between steps the contrast, the mixture and a voxel's worth are estimated anew, which changes what is measured; so
+    ``total`` may rise from line to line while every ``gained`` is positive.
+    """
 
     level_um: float
     iteration: int
@@ -88,7 +101,9 @@ class Energy:
     total: float
     data: float
     prior: float
+    gained: float
     sigma_match: float
+    worth: float
 
 
 class Problem:
@@ -111,8 +126,15 @@ class Problem:
         self.velocity_grid = velocity_grid
         self.smoothness = smoothness
         self.prior_weight = prior_weight
+        self.worth = 1.0
         self._um_to_velocity = np.linalg.inv(velocity_grid.affine)
         self._um_to_atlas = np.linalg.inv(level.atlas_grid.affine)
+
+    def weighted(self, worth: float) -> Problem:
+        """Return the same problem with each voxel counted as ``worth`` observations: the prior is divided by it."""
+        other = copy(self)
+        other.worth = worth
+        return other
 
     def _arguments(self, fit: Fit) -> tuple[object, ...]:
         level = self.level
@@ -138,9 +160,28 @@ class Problem:
         """Return the data term and the sums for the EM update."""
         return Evaluation(*evaluate(*self._arguments(fit)))
 
+    def independence(self, fit: Fit) -> float:
+        """Return how many independent observations a voxel of tissue is worth, at most 1.
+
+        The likelihood counts voxels as independent. Where another modality, or texture that the atlas does not have,
+        leaves residuals that are alike in neighbouring voxels, that overstates what was seen, and the velocity fits
+        it. A first-order autoregressive residual with correlation r between neighbours carries (1 - r) / (1 + r) as
+        much per voxel and axis (Bayley and Hammersley, J. R. Stat. Soc. Suppl. 8:184-197, 1946).
+        """
+        residual = residuals(*self._arguments(fit)).astype(np.float64)
+        total = float(np.sum(residual**2))
+        if total == 0:
+            return 1.0
+        worth = 1.0
+        for axis in range(3):
+            along = np.moveaxis(residual, axis, 0)
+            r = min(max(float(np.sum(along[1:] * along[:-1])) / total, 0.0), 0.95)
+            worth *= (1 - r) / (1 + r)
+        return worth
+
     def prior(self, fit: Fit) -> float:
         """Return the prior's part of the objective."""
-        return 0.5 * self.prior_weight * _dot(fit.momentum, fit.momentum)
+        return 0.5 * self.prior_weight / self.worth * _dot(fit.momentum, fit.momentum)
 
     def linearize(self, fit: Fit) -> Linearization:
         """Return the data term and its derivatives."""
@@ -148,7 +189,7 @@ class Problem:
 
     def velocity_step(self, fit: Fit, linear: Linearization, iterations: int) -> tuple[NDArray[np.float32], float]:
         """Return the Gauss-Newton change of the momentum and the decrease that it promises per unit step."""
-        root, flow, weight = self.smoothness.root, fit.flow, np.float32(self.prior_weight)
+        root, flow, weight = self.smoothness.root, fit.flow, np.float32(self.prior_weight / self.worth)
         downhill = -root(flow.adjoint(linear.gradient)) - weight * fit.momentum
 
         def curvature(q: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -228,14 +269,15 @@ def fit_affine(
     quiet = 0
     for iteration in range(iterations):
         linear = problem.linearize(fit)
-        energies.append(_energy(problem, fit, linear.data, iteration, "affine"))
-        quiet = quiet + 1 if _gained(energies) < tolerance * problem.level.active.size else 0
-        if quiet >= 2:
-            break
-        fit, evaluation, damping = _affine_iteration(problem, fit, linear, generators, damping)
+        moved, evaluation, damping = _affine_iteration(problem, fit, linear, generators, damping)
+        after = None if evaluation is None else evaluation.data + problem.prior(moved)
+        energies.append(_energy(problem, fit, linear.data, after, iteration, "affine"))
         if evaluation is None:
             break
-        fit = _em_update(fit, evaluation, None)
+        fit = _em_update(moved, evaluation, None)
+        quiet = quiet + 1 if energies[-1].gained < tolerance * problem.level.active.size else 0
+        if quiet >= 2:
+            break
     return fit, energies
 
 
@@ -270,28 +312,26 @@ def fit_velocity(
     damping = 1e-2
     quiet = 0
     for iteration in range(iterations):
+        if iteration % _REWEIGH == 0:
+            problem = problem.weighted(max(problem.independence(fit), _MIN_WORTH))
         linear = problem.linearize(fit)
         if generators.size and iteration % 8 == 0:
-            fit, moved, damping = _affine_iteration(problem, fit, linear, generators, damping)
-            if moved is not None:
-                fit = _em_update(fit, moved, smoothing)
+            moved, evaluation, damping = _affine_iteration(problem, fit, linear, generators, damping)
+            if evaluation is not None:
+                fit = _em_update(moved, evaluation, smoothing)
                 linear = problem.linearize(fit)
-        energies.append(_energy(problem, fit, linear.data, iteration, "velocity"))
-        quiet = quiet + 1 if _gained(energies) < tolerance * problem.level.active.size else 0
-        if quiet >= 2:
-            break
         step, promised = problem.velocity_step(fit, linear, 20)
-        fit, evaluation = _line_search(problem, fit, linear, step, promised)
+        moved, evaluation = _line_search(problem, fit, linear, step, promised)
+        after = None if evaluation is None else evaluation.data + problem.prior(moved)
+        energies.append(_energy(problem, fit, linear.data, after, iteration, "velocity"))
         advance(1)
         if evaluation is None:
             break
-        fit = _em_update(fit, evaluation, smoothing)
+        fit = _em_update(moved, evaluation, smoothing)
+        quiet = quiet + 1 if energies[-1].gained < tolerance * problem.level.active.size else 0
+        if quiet >= 2:
+            break
     return fit, energies
-
-
-def _gained(energies: list[Energy]) -> float:
-    """Return by how much the last step lowered the objective; infinite before the second."""
-    return energies[-2].total - energies[-1].total if len(energies) > 1 else float("inf")
 
 
 def _affine_iteration(
@@ -381,8 +421,10 @@ def _conjugate_gradients(
     return x
 
 
-def _energy(problem: Problem, fit: Fit, data: float, iteration: int, step: str) -> Energy:
+def _energy(problem: Problem, fit: Fit, data: float, after: float | None, iteration: int, step: str) -> Energy:
+    """Return the line for a step from ``fit``; ``after`` is the objective that it reached, None if it moved nothing."""
     prior = problem.prior(fit)
+    gained = 0.0 if after is None else data + prior - after
     return Energy(
         problem.level.voxel_um,
         iteration,
@@ -390,5 +432,7 @@ def _energy(problem: Problem, fit: Fit, data: float, iteration: int, step: str) 
         data + prior,
         data,
         prior,
+        gained,
         fit.mixture.sigma_match,
+        problem.worth,
     )

@@ -220,8 +220,7 @@ def _design() -> tuple[Array, Array]:
 _DESIGN, _WEIGHTS = _design()
 
 
-# Reassociation lets the sums of a row use vector registers; the order stays the same from run to run.
-@njit(cache=True, nogil=True, fastmath={"reassoc", "contract"})
+@njit(cache=True, nogil=True)
 def _add_sums(first: Array, second: Array, first_planes: Array, second_planes: Array, lags: Array, sums: Array) -> None:
     """Add count, sums, sums of squares and of products of the voxels that both arrays have at each lag."""
     nz, ny, nx = second.shape

@@ -166,7 +166,12 @@ def _energy(folder: Path) -> list[Part]:
         steps, values = np.array(points).T
         span = values.max() - values.min()
         series[name] = (steps, (values - values.min()) / (span if span > 0 else 1.0))
-    chart = lines(series, "iteration", "energy, from 1 to 0", "Each curve should fall, then lie flat.")
+    chart = lines(
+        series,
+        "iteration",
+        "energy, from 1 to 0",
+        "Each curve should fall, then lie flat; it may jump where the noise is estimated anew.",
+    )
     return [Part("charts", title="Energy", pictures=[chart])]
 
 
