@@ -20,6 +20,8 @@ def test_libraries_are_silent(capsys, monkeypatch):
 def test_the_end_is_told(monkeypatch, terminal):
     text = io.StringIO()
     monkeypatch.setattr(progress, "_console", Console(file=text, force_terminal=terminal, width=120))
+    now = iter([0.0, *(float(n) for n in range(2, 100))])
+    monkeypatch.setattr(progress.time, "monotonic", lambda: next(now))
     with progress.track("Fusing", 3, "tiles") as advance:
         for _ in range(3):
             advance(1)
@@ -34,3 +36,11 @@ def test_long_work_tells_rate_and_time_left(monkeypatch):
         clock[0] = 20.0
         advance(4)
     assert "Fusing: 4/10 blocks, 0.2/s, 30 s left" in text.getvalue()
+
+
+def test_a_log_is_not_filled_with_what_takes_no_time(monkeypatch):
+    text = io.StringIO()
+    monkeypatch.setattr(progress, "_console", Console(file=text, width=120))
+    with progress.track("Level 3", 1) as advance:
+        advance(1)
+    assert text.getvalue() == ""

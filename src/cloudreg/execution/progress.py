@@ -21,6 +21,7 @@ from rich.progress import (
 from rich.text import Text
 
 _LOG_EVERY_S = 15.0
+_WORTH_A_LINE_S = 1.0
 _console: Console | None = None
 
 
@@ -85,4 +86,6 @@ def _plain_lines(label: str, total: int, unit: str) -> Iterator[Callable[[int], 
             last = now
 
     yield advance
-    say(f"{label}: {done}/{total} {unit} in {time.monotonic() - start:.1f} s")
+    took = time.monotonic() - start
+    if took >= _WORTH_A_LINE_S:
+        say(f"{label}: {done}/{total} {unit} in {took:.1f} s")

@@ -215,7 +215,8 @@ def solve(
             generators,
             iterations=most,
             smoothing=smoothing,
-            tolerance=1e-4 if number + 1 < len(levels) else 3e-5,
+            tolerance=3e-5 if number + 1 == len(levels) else 1e-4,
+            reweigh=number + 1 == len(levels),
             advance=advance,
         )
         advance(most - len(more))

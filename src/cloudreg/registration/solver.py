@@ -289,6 +289,7 @@ def fit_velocity(
     iterations: int,
     smoothing: NDArray[np.float64] | None,
     tolerance: float,
+    reweigh: bool,
     advance: Callable[[int], None],
 ) -> tuple[Fit, list[Energy]]:
     """Fit everything at one level.
@@ -305,6 +306,9 @@ def fit_velocity(
         Of the contrast, in nodes; None for a contrast that is the same everywhere.
     tolerance
         Stop when two steps in a row lower the objective by less than this, per observed voxel.
+    reweigh
+        Estimate a voxel's worth every few steps. Not at coarse levels, where residuals are alike because the brains
+        still lie apart.
     advance
         Called with 1 after each step.
     """
@@ -312,7 +316,7 @@ def fit_velocity(
     damping = 1e-2
     quiet = 0
     for iteration in range(iterations):
-        if iteration % _REWEIGH == 0:
+        if reweigh and iteration % _REWEIGH == 0:
             problem = problem.weighted(max(problem.independence(fit), _MIN_WORTH))
         linear = problem.linearize(fit)
         if generators.size and iteration % 8 == 0:
