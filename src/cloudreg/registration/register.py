@@ -230,7 +230,7 @@ def _refuse_failure(figures: dict[str, Any]) -> None:
         raise RegistrationFailedError(
             f"the registration failed: it scales the brain by {low:.2f} to {high:.2f}; {advice}"
         )
-    if figures["matched_fraction"] < 0.2 or figures["correlation"] < 0.2:
+    if figures["matched_fraction"] < 0.2 or figures["correlation"] < 0.05:
         raise RegistrationFailedError(
             f"the registration failed: only {figures['matched_fraction']:.0%} of the brain matches the atlas and the "
             f"predicted image correlates {figures['correlation']:.2f} with the target; {advice}"
