@@ -131,6 +131,15 @@ def test_noise_is_no_brain(files, tmp_path, engine):
         register_volume(open_volume(str(tmp_path / "noise.ome.zarr")), atlas(files), SETTINGS, engine=engine)
 
 
+def test_half_a_brain_squeezed_into_a_whole_one_is_called_failed(files, tmp_path, engine):
+    values = open_volume(str(files / "target.ome.zarr")).read().copy()
+    values[:, :, : values.shape[2] // 2] = 100
+    write_volume(str(tmp_path / "half.ome.zarr"), values, TARGET_GRID, orientation="asr")
+    half = open_volume(str(tmp_path / "half.ome.zarr"))
+    with pytest.raises(RegistrationFailedError, match="one way"):
+        register_volume(half, atlas(files), SETTINGS, engine=engine)
+
+
 def test_an_initial_affine_replaces_the_letters(files, engine):
     target = open_volume(str(files / "target.ome.zarr"), orientation="asr")
     start = np.eye(4)
