@@ -14,7 +14,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from cloudreg.registration.sampling import VALUE_KEEPING, cell
+from cloudreg.registration.sampling import VALUE_KEEPING, cell, vector_at
 
 # One thread: a velocity grid is small, and handing its loops to threads costs more than they take on a busy machine.
 _LOOP = {"cache": True, "nogil": True, "fastmath": VALUE_KEEPING}
@@ -86,7 +86,7 @@ def integrate(velocity: NDArray[np.float32], spacing: NDArray[np.float32]) -> Fl
     squarings = max(5, int(np.ceil(np.log2(max(largest, 1e-6) / 0.33))))
     steps = [velocity / np.float32(2**squarings)]
     for _ in range(squarings):
-        steps.append(_square(steps[-1], spacing))
+        steps.append(steps[-1] + _gather(steps[-1], steps[-1], spacing))
     return Flow(spacing, tuple(steps))
 
 
@@ -135,58 +135,6 @@ def invert(
 
 
 @njit(**_LOOP, inline="always")
-def _interpolate(u, pz, py, px):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
-    iz, fz, _ = cell(pz, u.shape[0])
-    iy, fy, _ = cell(py, u.shape[1])
-    ix, fx, _ = cell(px, u.shape[2])
-    one = np.float32(1)
-    a = (one - fz) * (one - fy)
-    b = (one - fz) * fy
-    c = fz * (one - fy)
-    d = fz * fy
-    rz = np.float32(0)
-    ry = np.float32(0)
-    rx = np.float32(0)
-    for o in range(2):
-        f = fx if o else one - fx
-        rz += f * (
-            a * u[iz, iy, ix + o, 0]
-            + b * u[iz, iy + 1, ix + o, 0]
-            + c * u[iz + 1, iy, ix + o, 0]
-            + d * u[iz + 1, iy + 1, ix + o, 0]
-        )
-        ry += f * (
-            a * u[iz, iy, ix + o, 1]
-            + b * u[iz, iy + 1, ix + o, 1]
-            + c * u[iz + 1, iy, ix + o, 1]
-            + d * u[iz + 1, iy + 1, ix + o, 1]
-        )
-        rx += f * (
-            a * u[iz, iy, ix + o, 2]
-            + b * u[iz, iy + 1, ix + o, 2]
-            + c * u[iz + 1, iy, ix + o, 2]
-            + d * u[iz + 1, iy + 1, ix + o, 2]
-        )
-    return rz, ry, rx
-
-
-@njit(**_LOOP)
-def _square(u, spacing):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
-    nz, ny, nx, _ = u.shape
-    result = np.empty_like(u)
-    for z in range(nz):
-        for y in range(ny):
-            for x in range(nx):
-                rz, ry, rx = _interpolate(
-                    u, z + u[z, y, x, 0] / spacing[0], y + u[z, y, x, 1] / spacing[1], x + u[z, y, x, 2] / spacing[2]
-                )
-                result[z, y, x, 0] = u[z, y, x, 0] + rz
-                result[z, y, x, 1] = u[z, y, x, 1] + ry
-                result[z, y, x, 2] = u[z, y, x, 2] + rx
-    return result
-
-
-@njit(**_LOOP, inline="always")
 def _slopes(u, iz, iy, ix, fz, fy, fx, k):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
     """Derivatives of component k of the trilinear interpolant per voxel, along z, y, x."""
     one = np.float32(1)
@@ -222,7 +170,7 @@ def _push(u, change, spacing):  # type: ignore[no-untyped-def]  # noqa: ANN001, 
                 cz = change[z, y, x, 0] / spacing[0] * free_z
                 cy = change[z, y, x, 1] / spacing[1] * free_y
                 cx = change[z, y, x, 2] / spacing[2] * free_x
-                moved = _interpolate(change, pz, py, px)
+                moved = vector_at(change, pz, py, px)
                 for k in range(3):
                     dz, dy, dx = _slopes(u, iz, iy, ix, fz, fy, fx, k)
                     result[z, y, x, k] = change[z, y, x, k] + moved[k] + dz * cz + dy * cy + dx * cx
@@ -272,7 +220,7 @@ def _gather(u, field, spacing):  # type: ignore[no-untyped-def]  # noqa: ANN001,
     for z in range(nz):
         for y in range(ny):
             for x in range(nx):
-                rz, ry, rx = _interpolate(
+                rz, ry, rx = vector_at(
                     field,
                     z + u[z, y, x, 0] / spacing[0],
                     y + u[z, y, x, 1] / spacing[1],
@@ -346,9 +294,9 @@ def _invert(u, spacing, start, refine):  # type: ignore[no-untyped-def]  # noqa:
         for y in range(my):
             for x in range(mx):
                 hz, hy, hx = z / refine, y / refine, x / refine
-                vz, vy, vx = _interpolate(start, hz, hy, hx)
+                vz, vy, vx = vector_at(start, hz, hy, hx)
                 for _ in range(200):
-                    tz, ty, tx = _interpolate(u, hz + vz / spacing[0], hy + vy / spacing[1], hx + vx / spacing[2])
+                    tz, ty, tx = vector_at(u, hz + vz / spacing[0], hy + vy / spacing[1], hx + vx / spacing[2])
                     change = abs(vz + tz) / spacing[0] + abs(vy + ty) / spacing[1] + abs(vx + tx) / spacing[2]
                     vz, vy, vx = -tz, -ty, -tx
                     if change < 1e-5:

@@ -20,7 +20,7 @@ import numpy as np
 from numba import njit, prange
 from numpy.typing import NDArray
 
-from cloudreg.registration.sampling import VALUE_KEEPING, cell, spline_value, spline_with_gradient
+from cloudreg.registration.sampling import VALUE_KEEPING, cell, spline_value, spline_with_gradient, vector_at
 
 RUNS = 8
 """Runs of voxels with sums of their own."""
@@ -74,34 +74,6 @@ def _posterior(j, predicted, m):  # type: ignore[no-untyped-def]  # noqa: ANN001
 
 
 @njit(**_INLINE)
-def _displacement(u, pz, py, px):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
-    """Trilinear displacement (z, y, x) at a velocity-grid index, clamped to the grid."""
-    iz, fz, _ = cell(pz, u.shape[0])
-    iy, fy, _ = cell(py, u.shape[1])
-    ix, fx, _ = cell(px, u.shape[2])
-    one = np.float32(1)
-    w00 = (one - fz) * (one - fy)
-    w01 = (one - fz) * fy
-    w10 = fz * (one - fy)
-    w11 = fz * fy
-    a = u[iz, iy]
-    b = u[iz, iy + 1]
-    c = u[iz + 1, iy]
-    d = u[iz + 1, iy + 1]
-    gx = one - fx
-    uz = gx * (w00 * a[ix, 0] + w01 * b[ix, 0] + w10 * c[ix, 0] + w11 * d[ix, 0]) + fx * (
-        w00 * a[ix + 1, 0] + w01 * b[ix + 1, 0] + w10 * c[ix + 1, 0] + w11 * d[ix + 1, 0]
-    )
-    uy = gx * (w00 * a[ix, 1] + w01 * b[ix, 1] + w10 * c[ix, 1] + w11 * d[ix, 1]) + fx * (
-        w00 * a[ix + 1, 1] + w01 * b[ix + 1, 1] + w10 * c[ix + 1, 1] + w11 * d[ix + 1, 1]
-    )
-    ux = gx * (w00 * a[ix, 2] + w01 * b[ix, 2] + w10 * c[ix, 2] + w11 * d[ix, 2]) + fx * (
-        w00 * a[ix + 1, 2] + w01 * b[ix + 1, 2] + w10 * c[ix + 1, 2] + w11 * d[ix + 1, 2]
-    )
-    return uz, uy, ux
-
-
-@njit(**_INLINE)
 def _affine(m, z, y, x):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
     """Apply a (3, 4) matrix to an index."""
     return (
@@ -114,7 +86,7 @@ def _affine(m, z, y, x):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
 @njit(**_INLINE)
 def _atlas_index(u, pz, py, px, to_atlas, um_to_atlas, z, y, x):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
     """Where target voxel (z, y, x), at velocity-grid index p, lies in the padded atlas."""
-    uz, uy, ux = _displacement(u, pz, py, px)
+    uz, uy, ux = vector_at(u, pz, py, px)
     az, ay, ax = _affine(to_atlas, z, y, x)
     return (
         az + um_to_atlas[0, 0] * uz + um_to_atlas[0, 1] * uy + um_to_atlas[0, 2] * ux,

@@ -119,3 +119,40 @@ def cell(position, count):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN2
         return count - 2, np.float32(1), np.float32(0)
     lower = int(position)
     return lower, np.float32(position - lower), np.float32(1)
+
+
+@njit(**_INLINE)
+def vector_at(u, pz, py, px):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN201
+    """Trilinear vector (z, y, x) of a field (z, y, x, 3) at an index, clamped to the grid."""
+    iz, fz, _ = cell(pz, u.shape[0])
+    iy, fy, _ = cell(py, u.shape[1])
+    ix, fx, _ = cell(px, u.shape[2])
+    one = np.float32(1)
+    a = (one - fz) * (one - fy)
+    b = (one - fz) * fy
+    c = fz * (one - fy)
+    d = fz * fy
+    rz = np.float32(0)
+    ry = np.float32(0)
+    rx = np.float32(0)
+    for o in range(2):
+        f = fx if o else one - fx
+        rz += f * (
+            a * u[iz, iy, ix + o, 0]
+            + b * u[iz, iy + 1, ix + o, 0]
+            + c * u[iz + 1, iy, ix + o, 0]
+            + d * u[iz + 1, iy + 1, ix + o, 0]
+        )
+        ry += f * (
+            a * u[iz, iy, ix + o, 1]
+            + b * u[iz, iy + 1, ix + o, 1]
+            + c * u[iz + 1, iy, ix + o, 1]
+            + d * u[iz + 1, iy + 1, ix + o, 1]
+        )
+        rx += f * (
+            a * u[iz, iy, ix + o, 2]
+            + b * u[iz, iy + 1, ix + o, 2]
+            + c * u[iz + 1, iy, ix + o, 2]
+            + d * u[iz + 1, iy + 1, ix + o, 2]
+        )
+    return rz, ry, rx
