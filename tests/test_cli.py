@@ -265,6 +265,14 @@ def test_wrong_settings_are_refused(refused, raw, tmp_path, text, words):
     assert words in refused("run", raw, tmp_path / "out", "--settings", tmp_path / "s.yaml")
 
 
+@pytest.mark.parametrize("command", ["run", "register"])
+def test_a_device_that_is_not_there_is_refused_before_anything_runs(refused, raw, target, atlas, tmp_path, command):
+    source = raw if command == "run" else target
+    line = refused(command, source, tmp_path / "out", "--atlas", atlas, "--device", "cuda")
+    assert "registration.device" in line and "'cpu'" in line
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_tiff_without_voxel_size_says_what_to_do(refused, brain, atlas, tmp_path):
     tifffile.imwrite(tmp_path / "plain.tif", brain)
     line = refused("register", tmp_path / "plain.tif", tmp_path / "out", "--atlas", atlas, "--orientation", "asr")

@@ -84,7 +84,7 @@ class RegistrationSettings(Settings):
     missing_data: bool = Field(True, description="give voxels that were not observed no weight")
     mixture: bool = Field(True, description="three-class EM: matching tissue, artifact, background")
     allow_mirror: bool = False
-    device: Literal["cpu", "cuda"] = "cpu"
+    device: Literal["cpu"] = Field("cpu", description="where the solver runs; this version has no GPU solver")
 
 
 class AtlasSettings(Settings):

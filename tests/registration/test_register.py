@@ -122,12 +122,6 @@ def test_mirrored_letters_are_refused(files, engine):
         register_volume(target, atlas(files), SETTINGS, engine=engine)
 
 
-def test_a_gpu_is_not_promised(files, engine):
-    target = open_volume(str(files / "target.ome.zarr"))
-    with pytest.raises(InputError, match="use --device cpu"):
-        register_volume(target, atlas(files), SETTINGS.model_copy(update={"device": "cuda"}), engine=engine)
-
-
 def test_noise_is_no_brain(files, tmp_path, engine):
     noise = np.random.default_rng(1).integers(1, 1000, (30, 30, 30)).astype(np.uint16)
     write_volume(

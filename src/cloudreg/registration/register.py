@@ -90,13 +90,10 @@ def register_volume(
     Raises
     ------
     InputError
-        If the images can't be registered as they are: NaN, constant, without tissue, mirrored letters; or on a device
-        other than the CPU.
+        If the images can't be registered as they are: NaN, constant, without tissue, mirrored letters.
     RegistrationFailedError
         If the fit explains so little of the target that it must not be used.
     """
-    if settings.device != "cpu":
-        raise InputError(f"this version registers on the CPU only, got device {settings.device}: use --device cpu")
     template, grid = read_resampled(atlas.template, max(atlas.template.grid.size_um) / _PREVIEW, engine=engine)
     preview = _prepared(template, np.ones_like(template), grid, "template", settings)
     scales = choose_scales(preview, target.grid, atlas.template.grid, settings)
