@@ -315,6 +315,7 @@ def register(
     initial_affine: Annotated[
         Path | None, typer.Option("--initial-affine", help="4 x 4 text, atlas um to target um, z y x.")
     ] = None,
+    report: Annotated[bool, typer.Option("--report/--no-report", help="Write report.html.")] = True,
     device: Device = None,
     settings: Settings = None,
     workers: Workers = None,
@@ -343,6 +344,7 @@ def register(
             channel=channel,
             voxel_size_um=voxel_size,
             mask=mask,
+            report=report,
             initial_affine=initial_affine,
             command=_command(),
         )

@@ -137,9 +137,10 @@ def register(
     voxel_size_um: Sequence[float] | None,
     mask: str | None,
     initial_affine: Path | None,
+    report: bool = True,
     command: str,
 ) -> None:
-    """Register a volume, measure its regions and write a report, all in a new folder."""
+    """Register a volume, measure its regions and write a report if wanted, all in a new folder."""
     _require_new(out)
     volume = open_volume(target, voxel_size_um=voxel_size_um, orientation=settings.orientation)
     atlas = load_atlas(**settings.atlas.model_dump())
@@ -156,7 +157,8 @@ def register(
     )
     if atlas.labels is not None:
         pipeline.measure_regions(out, _by_channel(volume, range(volume.channels)), out / "regions.csv", engine)
-    write_registration_report(out)
+    if report:
+        write_registration_report(out)
 
 
 def apply(

@@ -1,0 +1,178 @@
+"""Accuracy, time and memory of registration on cases with a known answer.
+
+    python benchmarks/registration.py --data ALLEN --seeds 1 2 3
+    python benchmarks/registration.py --data ALLEN --seeds 1 --methods nothing cloudreg --keep FOLDER
+
+ALLEN is a folder with ``average_template_100.nrrd``, ``annotation_100.nrrd``, ``ara_nissl_100_ccf.nrrd`` and
+``ara_ontology.json``. Every method runs as a process of its own, from files to files, one at a time; its time is the
+whole process's, start-up included, and its memory that process's peak.
+
+The error is the distance, in the template's space, between where a method puts a voxel of the target's brain and
+where it belongs: damaged tissue included, the gap of a tear not. Dice is the mean over the labels of more than 500
+voxels of the target.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import nibabel
+import numpy as np
+
+from cases import KINDS, make_case, read_source, to_template_um
+
+_LARGE = 500
+"""Labels of fewer voxels are left out of the Dice: one voxel more or less is much of them."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One method on one case."""
+
+    kind: str
+    seed: int
+    method: str
+    median_um: float
+    p90_um: float
+    dice: float
+    seconds: float
+    cpu_seconds: float
+    peak_mb: float
+    note: str = ""
+
+
+def timed(command: list[str], log: Path) -> tuple[int, float, float, float]:
+    """Run a command; return its exit code, wall and CPU seconds and peak memory in MB."""
+    start = time.perf_counter()
+    with log.open("a") as file:
+        process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT)
+        _, status, usage = os.wait4(process.pid, 0)
+    seconds = time.perf_counter() - start
+    process.returncode = os.waitstatus_to_exitcode(status)
+    peak = usage.ru_maxrss / (1024**2 if sys.platform == "darwin" else 1024)
+    return process.returncode, seconds, usage.ru_utime + usage.ru_stime, peak
+
+
+def run_cloudreg(case: Path, work: Path, options: list[str]) -> tuple[np.ndarray | None, float, float, float, str]:
+    """Register a case with CloudReg and return where the points lie in the template, and what it took."""
+    out = work / "registration"
+    log = work / "cloudreg.txt"
+    command = [sys.executable, "-m", "cloudreg", "register", str(case / "target.nii.gz"), str(out), "--no-report"]
+    command += ["--template", str(case / "template.nii.gz"), "--labels", str(case / "labels.nii.gz"), *options]
+    code, seconds, cpu, peak = timed(command, log)
+    if code != 0:
+        return None, seconds, cpu, peak, log.read_text().strip().splitlines()[-1][:150]
+    from cloudreg.registration import open_registration
+
+    world = np.load(case / "points.npy")
+    found, _ = open_registration(out).transform.target_to_atlas(world[:, ::-1] * 1000)
+    return found[:, ::-1] / 1000, seconds, cpu, peak, ""
+
+
+def score(case: Path, found_mm: np.ndarray) -> tuple[float, float, float]:
+    """Return the error's median and 90th percentile inside the brain (um), and the mean Dice of the large labels."""
+    truth = np.load(case / "truth.npz")
+    labels = np.asarray(nibabel.load(case / "labels.nii.gz").dataobj)
+    voxel = float(nibabel.load(case / "labels.nii.gz").header.get_zooms()[0]) * 1000
+    found = to_template_um(found_mm)
+    right = truth["template_um"].astype(float)
+    inside = truth["inside"] & np.isfinite(right).all(axis=1)
+    error = np.linalg.norm(found - right, axis=1)[inside]
+    error = np.where(np.isfinite(error), error, np.inf)
+    a, b = _labels_at(labels, right, voxel), _labels_at(labels, found, voxel)
+    ids, sizes = np.unique(a, return_counts=True)
+    dice = []
+    for i, size in zip(ids, sizes, strict=True):
+        if i != 0 and size > _LARGE:
+            dice.append(2 * np.count_nonzero((a == i) & (b == i)) / (size + np.count_nonzero(b == i)))
+    return float(np.median(error)), float(np.quantile(error, 0.9)), float(np.mean(dice))
+
+
+def _labels_at(labels: np.ndarray, um: np.ndarray, voxel: float) -> np.ndarray:
+    index = np.rint(np.where(np.isfinite(um), um, -1e6) / voxel).astype(int)
+    good = ((index >= 0) & (index < labels.shape)).all(axis=1)
+    result = np.zeros(len(um), labels.dtype)
+    result[good] = labels[tuple(index[good].T)]
+    return result
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Make the cases, run the methods and print a table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="folder of the Allen files")
+    parser.add_argument("--cases", nargs="+", choices=KINDS, default=list(KINDS))
+    parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
+    parser.add_argument("--methods", nargs="+", choices=("cloudreg", "nothing"), default=["cloudreg"])
+    parser.add_argument("--options", default="", help="options for cloudreg register, in one string")
+    parser.add_argument("--keep", type=Path, help="folder for cases and results; made cases are used again")
+    parser.add_argument("--json", type=Path, help="write the rows there too")
+    chosen = parser.parse_args(arguments)
+    folder = chosen.keep or Path(tempfile.mkdtemp(prefix="cloudreg-benchmark-"))
+    data = chosen.data
+    source = None
+    rows = []
+    print(f"{'case':6} {'seed':>4} {'method':14} {'median':>7} {'p90':>7} {'Dice':>6} {'s':>6} {'CPU s':>6} {'MB':>6}")
+    for kind in chosen.cases:
+        for seed in chosen.seeds:
+            case = folder / f"{kind}-{seed}"
+            if not (case / "case.json").exists():
+                source = source or read_source(
+                    data / "average_template_100.nrrd",
+                    data / "annotation_100.nrrd",
+                    data / "ara_nissl_100_ccf.nrrd",
+                    data / "ara_ontology.json",
+                )
+                shutil.rmtree(case, ignore_errors=True)
+                make_case(case, source, kind, seed)
+            for method in chosen.methods:
+                work = folder / "work"
+                shutil.rmtree(work, ignore_errors=True)
+                work.mkdir(parents=True)
+                if method == "cloudreg":
+                    result = run_cloudreg(case, work, chosen.options.split())
+                else:
+                    result = np.load(case / "points.npy"), 0.0, 0.0, 0.0, ""
+                found, seconds, cpu, peak, note = result
+                figures = (float("nan"),) * 3 if found is None else score(case, found)
+                row = Row(kind, seed, method, *figures, seconds, cpu, peak, note)
+                rows.append(row)
+                print(_line(row), flush=True)
+    _summary(rows)
+    if chosen.json:
+        chosen.json.write_text(json.dumps([asdict(row) for row in rows], indent=1))
+    if not chosen.keep:
+        shutil.rmtree(folder)
+
+
+def _line(row: Row) -> str:
+    return (
+        f"{row.kind:6} {row.seed:4d} {row.method:14} {row.median_um:7.1f} {row.p90_um:7.1f} {row.dice:6.3f} "
+        f"{row.seconds:6.1f} {row.cpu_seconds:6.1f} {row.peak_mb:6.0f}  {row.note}"
+    )
+
+
+def _summary(rows: list[Row]) -> None:
+    """Print, for each case and method, the medians over the seeds and the worst seed."""
+    print("\nmedians over seeds")
+    for kind in dict.fromkeys(row.kind for row in rows):
+        for method in dict.fromkeys(row.method for row in rows):
+            these = [row for row in rows if row.kind == kind and row.method == method]
+            if not these:
+                continue
+            values = np.array([[r.median_um, r.p90_um, r.dice, r.seconds, r.cpu_seconds, r.peak_mb] for r in these])
+            middle = Row(kind, len(these), method, *np.median(values, axis=0).tolist())
+            print(_line(middle) + f"worst median {np.max(values[:, 0]):.1f}")
+
+
+if __name__ == "__main__":
+    main()
