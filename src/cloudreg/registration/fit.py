@@ -206,7 +206,7 @@ def solve(
         step = scales.contrast_spacing / np.array(level.target.grid.voxel_size_um)
         if local:
             fit = replace(fit, contrast=fit.contrast.on_nodes(level.target.grid.shape, step))
-        reach = 10 if level.voxel_um > 1.5 * scales.unit else 7
+        reach = 4 if level.voxel_um > 1.5 * scales.unit else 2.5
         smoothing = np.full(3, reach * scales.unit / scales.contrast_spacing) if local else None
         most = int(_at(settings.iterations, number, len(levels)))
         fit, more = fit_velocity(
