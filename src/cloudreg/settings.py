@@ -76,9 +76,9 @@ class RegistrationSettings(Settings):
     kernel_um: float | None = Field(None, gt=0, description="length a of the smoothness operator (1 - a^2 Laplacian)^2")
     velocity_spacing_um: float | None = Field(None, gt=0, description="voxel size of the velocity grid")
     regularization: tuple[float, ...] = Field(
-        (0.02, 0.004, 0.001), description="weight of the velocity's energy per level, coarse to fine"
+        (0.01, 0.002, 0.001), description="weight of the velocity's energy per level, coarse to fine"
     )
-    iterations: tuple[int, ...] = Field((12, 20, 30), description="largest number of Gauss-Newton steps per level")
+    iterations: tuple[int, ...] = Field((8, 15, 20), description="largest number of Gauss-Newton steps per level")
     contrast_order: int = Field(3, ge=1, le=5, description="degree of the polynomial that maps atlas to target grey")
     contrast_spacing_um: float | None = Field(None, gt=0, description="distance of the contrast's nodes")
     missing_data: bool = Field(True, description="give voxels that were not observed no weight")

@@ -216,7 +216,6 @@ def solve(
             iterations=most,
             smoothing=smoothing,
             tolerance=3e-5 if number + 1 == len(levels) else 1e-4,
-            reweigh=number + 1 == len(levels),
             advance=advance,
         )
         advance(most - len(more))

@@ -210,33 +210,6 @@ def evaluate(target, weight, active, atlas, outside, u, to_velocity, to_atlas, u
 
 
 @njit(**_LOOP)
-def residuals(target, weight, active, atlas, outside, u, to_velocity, to_atlas, um_to_atlas, c, to_contrast, scale, m):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN201
-    """Return weight x posterior of match x (J - prediction) at every voxel of tissue, 0 elsewhere.
-
-    Parameters are those of `evaluate`.
-    """
-    _, ny, nx = target.shape
-    result = np.zeros_like(target)
-    for item in prange(active.size):
-        flat = active[item]
-        z = flat // (ny * nx)
-        y = (flat // nx) % ny
-        x = flat % nx
-        pz, py, px = _affine(to_velocity, z, y, x)
-        az, ay, ax = _atlas_index(u, pz, py, px, to_atlas, um_to_atlas, z, y, x)
-        value = spline_value(atlas, az, ay, ax, outside)
-        if value > scale[4]:
-            t = np.float32(min(max((value - scale[0]) * scale[1], scale[2]), scale[3]))
-            cz = to_contrast[0, 0] * z + to_contrast[0, 1]
-            cy = to_contrast[1, 0] * y + to_contrast[1, 1]
-            cx = to_contrast[2, 0] * x + to_contrast[2, 1]
-            predicted, _ = _polynomial(c, cz, cy, cx, t)
-            _, match, _, _ = _posterior(target[z, y, x], predicted, m)
-            result[z, y, x] = weight[z, y, x] * match * (target[z, y, x] - predicted)
-    return result
-
-
-@njit(**_LOOP)
 def linearize(target, weight, active, atlas, outside, u, to_velocity, to_atlas, um_to_atlas, c, to_contrast, scale, m):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN201
     """Sum the derivatives of the marginal objective for one Gauss-Newton step.
 

@@ -7,9 +7,8 @@ Coarse to fine, each level repeats
    derivative of the discrete flow, and a line search on the marginal objective,
 3. one EM update of the contrast and of the mixture
 
-until the objective stops falling. How much the prior weighs is not only a setting: residuals that are alike in
-neighbouring voxels count for less (`Problem.independence`), so that two modalities are held together more firmly than
-two images of one kind. Written from Tward et al., Front. Neurosci. 14:52, 2020 (model), Beg et al.,
+until the objective stops falling. Each level begins with a wide matching class, which pulls tissue that is still far
+off, and narrows it to the noise. Written from Tward et al., Front. Neurosci. 14:52, 2020 (model), Beg et al.,
 IJCV 61:139-157, 2005 (LDDMM) and Arsigny et al., MICCAI 2006 (stationary velocities).
 """
 
@@ -26,7 +25,7 @@ from numpy.typing import NDArray
 
 from cloudreg.registration.contrast import Contrast
 from cloudreg.registration.flow import Flow, integrate, jacobian_determinant
-from cloudreg.registration.kernels import Mixture, evaluate, linearize, residuals
+from cloudreg.registration.kernels import Mixture, evaluate, linearize
 from cloudreg.registration.levels import Level
 from cloudreg.registration.smoothness import Smoothness
 from cloudreg.space import Grid
@@ -34,11 +33,11 @@ from cloudreg.space import Grid
 _MIN_DETERMINANT = 0.05
 """Steps that bring any cell of the map closer to folding are shortened."""
 
-_MIN_WORTH = 0.02
-"""Floor of a voxel's worth: two images that hardly match are still held together by their outlines."""
-
-_REWEIGH = 5
-"""Steps between estimates of a voxel's worth."""
+_FIRST_SIGMA, _COOLING = 0.2, 0.7
+"""Tissue that still lies off its place differs from its prediction by many standard deviations of the noise, would be
+taken for an artifact and pulled by nothing. So each level starts with a matching class this wide, which every step
+narrows by this factor down to what the residuals say (graduated non-convexity: Blake and Zisserman, Visual
+Reconstruction, MIT Press 1987)."""
 
 _MIN_SIGMA = 0.02
 """Floor of the matching class's standard deviation: no real contrast is known better."""
@@ -91,7 +90,7 @@ class Linearization:
 class Energy:
     """One line of ``energies.csv``: the objective before a step, and by how much the step lowered it.
 
-    Between steps the contrast, the mixture and a voxel's worth are estimated anew, which changes what is measured; so
+    Between steps the contrast and the mixture are estimated anew, which changes what is measured; so
     ``total`` may rise from line to line while every ``gained`` is positive.
     """
 
@@ -103,7 +102,6 @@ class Energy:
     prior: float
     gained: float
     sigma_match: float
-    worth: float
 
 
 class Problem:
@@ -126,14 +124,14 @@ class Problem:
         self.velocity_grid = velocity_grid
         self.smoothness = smoothness
         self.prior_weight = prior_weight
-        self.worth = 1.0
+        self.softness = 1.0
         self._um_to_velocity = np.linalg.inv(velocity_grid.affine)
         self._um_to_atlas = np.linalg.inv(level.atlas_grid.affine)
 
-    def weighted(self, worth: float) -> Problem:
-        """Return the same problem with each voxel counted as ``worth`` observations: the prior is divided by it."""
+    def softened(self, softness: float) -> Problem:
+        """Return the same problem with its prior divided by ``softness``."""
         other = copy(self)
-        other.worth = worth
+        other.softness = softness
         return other
 
     def _arguments(self, fit: Fit) -> tuple[object, ...]:
@@ -160,28 +158,9 @@ class Problem:
         """Return the data term and the sums for the EM update."""
         return Evaluation(*evaluate(*self._arguments(fit)))
 
-    def independence(self, fit: Fit) -> float:
-        """Return how many independent observations a voxel of tissue is worth, at most 1.
-
-        The likelihood counts voxels as independent. Where another modality, or texture that the atlas does not have,
-        leaves residuals that are alike in neighbouring voxels, that overstates what was seen, and the velocity fits
-        it. A first-order autoregressive residual with correlation r between neighbours carries (1 - r) / (1 + r) as
-        much per voxel and axis (Bayley and Hammersley, J. R. Stat. Soc. Suppl. 8:184-197, 1946).
-        """
-        residual = residuals(*self._arguments(fit)).astype(np.float64)
-        total = float(np.sum(residual**2))
-        if total == 0:
-            return 1.0
-        worth = 1.0
-        for axis in range(3):
-            along = np.moveaxis(residual, axis, 0)
-            r = min(max(float(np.sum(along[1:] * along[:-1])) / total, 0.0), 0.95)
-            worth *= (1 - r) / (1 + r)
-        return worth
-
     def prior(self, fit: Fit) -> float:
         """Return the prior's part of the objective."""
-        return 0.5 * self.prior_weight / self.worth * _dot(fit.momentum, fit.momentum)
+        return 0.5 * self.prior_weight / self.softness * _dot(fit.momentum, fit.momentum)
 
     def linearize(self, fit: Fit) -> Linearization:
         """Return the data term and its derivatives."""
@@ -189,7 +168,7 @@ class Problem:
 
     def velocity_step(self, fit: Fit, linear: Linearization, iterations: int) -> tuple[NDArray[np.float32], float]:
         """Return the Gauss-Newton change of the momentum and the decrease that it promises per unit step."""
-        root, flow, weight = self.smoothness.root, fit.flow, np.float32(self.prior_weight / self.worth)
+        root, flow, weight = self.smoothness.root, fit.flow, np.float32(self.prior_weight / self.softness)
         downhill = -root(flow.adjoint(linear.gradient)) - weight * fit.momentum
 
         def curvature(q: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -289,7 +268,6 @@ def fit_velocity(
     iterations: int,
     smoothing: NDArray[np.float64] | None,
     tolerance: float,
-    reweigh: bool,
     advance: Callable[[int], None],
 ) -> tuple[Fit, list[Energy]]:
     """Fit everything at one level.
@@ -306,9 +284,6 @@ def fit_velocity(
         Of the contrast, in nodes; None for a contrast that is the same everywhere.
     tolerance
         Stop when two steps in a row lower the objective by less than this, per observed voxel.
-    reweigh
-        Estimate a voxel's worth every few steps. Not at coarse levels, where residuals are alike because the brains
-        still lie apart.
     advance
         Called with 1 after each step.
     """
@@ -316,8 +291,11 @@ def fit_velocity(
     damping = 1e-2
     quiet = 0
     for iteration in range(iterations):
-        if reweigh and iteration % _REWEIGH == 0:
-            problem = problem.weighted(max(problem.independence(fit), _MIN_WORTH))
+        estimated = fit.mixture.sigma_match
+        used = max(estimated, _FIRST_SIGMA * _COOLING**iteration)
+        fit = replace(fit, mixture=replace(fit.mixture, sigma_match=used))
+        # The prior weakens with the data, so that only the shape of the data term changes, not their balance.
+        problem = problem.softened((used / estimated) ** 2)
         linear = problem.linearize(fit)
         if generators.size and iteration % 8 == 0:
             moved, evaluation, damping = _affine_iteration(problem, fit, linear, generators, damping)
@@ -332,7 +310,8 @@ def fit_velocity(
         if evaluation is None:
             break
         fit = _em_update(moved, evaluation, smoothing)
-        quiet = quiet + 1 if energies[-1].gained < tolerance * problem.level.active.size else 0
+        done = used == estimated and energies[-1].gained < tolerance * problem.level.active.size
+        quiet = quiet + 1 if done else 0
         if quiet >= 2:
             break
     return fit, energies
@@ -438,5 +417,4 @@ def _energy(problem: Problem, fit: Fit, data: float, after: float | None, iterat
         prior,
         gained,
         fit.mixture.sigma_match,
-        problem.worth,
     )
