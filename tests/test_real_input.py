@@ -77,7 +77,8 @@ def test_a_two_photon_brain_registers_to_the_allen_atlas(brain, test_data):
 
 def test_left_and_right_come_out_alike_in_a_whole_brain(brain):
     table = read_table(brain / "regions.csv")
-    for acronym in ("CP", "MOB", "CA1", "TH", "VISp1", "CENT3"):
+    # The bulbs are not among them: the volume ends inside them, on a slant.
+    for acronym in ("CP", "CA1", "TH", "VISp1", "CENT3", "AON", "ENTl1"):
         if (acronym, "left") in table:
             left, right = (float(table[acronym, side]["volume_mm3"]) for side in ("left", "right"))
             assert left == pytest.approx(right, rel=0.15), acronym

@@ -76,7 +76,7 @@ class RegistrationSettings(Settings):
     kernel_um: float | None = Field(None, gt=0, description="length a of the smoothness operator (1 - a^2 Laplacian)^2")
     velocity_spacing_um: float | None = Field(None, gt=0, description="voxel size of the velocity grid")
     regularization: tuple[float, ...] = Field(
-        (0.01, 0.002, 0.001), description="weight of the velocity's energy per level, coarse to fine"
+        (0.01, 0.002, 0.002), description="weight of the velocity's energy per level, coarse to fine"
     )
     iterations: tuple[int, ...] = Field((8, 15, 20), description="largest number of Gauss-Newton steps per level")
     contrast_order: int = Field(3, ge=1, le=5, description="degree of the polynomial that maps atlas to target grey")
