@@ -127,9 +127,20 @@ def velocity_grid_for(atlas: Image, scales: Scales) -> Grid:
     low = np.minimum(low, brain.min(axis=0) - 2 * scales.kernel)
     high = np.maximum(high, brain.max(axis=0) + 2 * scales.kernel)
     spacing = scales.velocity_spacing
-    shape = [next_fast_len(int(n), real=True) for n in np.ceil((high - low) / spacing) + 1]
+    # Even: the coarse levels use every other node.
+    shape = [2 * next_fast_len(int(n), real=True) for n in np.ceil(((high - low) / spacing + 1) / 2)]
     origin = (low + high) / 2 - (np.asarray(shape) - 1) / 2 * spacing
     return Grid.from_spacing(shape, (spacing,) * 3, origin.tolist())
+
+
+def every_other_node(grid: Grid) -> Grid:
+    """Return the grid of the nodes with even indices."""
+    spacing = [2 * v for v in grid.voxel_size_um]
+    return Grid.from_spacing([n // 2 for n in grid.shape], spacing, grid.origin_um.tolist())
+
+
+def _smoothness(grid: Grid, scales: Scales) -> Smoothness:
+    return Smoothness(grid.shape, np.array(grid.voxel_size_um, dtype=np.float32), scales.kernel)
 
 
 def solve(
@@ -167,9 +178,9 @@ def solve(
     InputError
         If one of the images has no foreground.
     """
-    grid = velocity_grid_for(atlas, scales)
-    spacing = np.array(grid.voxel_size_um, dtype=np.float32)
-    smoothness = Smoothness(grid.shape, spacing, scales.kernel)
+    fine = velocity_grid_for(atlas, scales)
+    grid = every_other_node(fine) if len(scales.levels) > 1 else fine
+    smoothness = _smoothness(grid, scales)
     still = np.zeros((*grid.shape, 3), dtype=np.float32)
     levels = [make_level(target, atlas, voxel_um) for voxel_um in scales.levels]
     generators = affine_generators(settings.affine, _centroid(atlas), scales.unit * _UNITS_PER_BRAIN)
@@ -183,7 +194,7 @@ def solve(
     mixture = Mixture(
         0.3, 0.5, 0.2, 1.0, 0.0, (1 - artifact_prior - background_prior, artifact_prior, background_prior)
     )
-    start = Fit(np.eye(4), still, integrate(still, spacing), contrast, mixture)
+    start = Fit(np.eye(4), still, integrate(still, smoothness.spacing), contrast, mixture)
 
     coarse = problem(levels[0], 1.0)
     if initial is not None:
@@ -199,6 +210,10 @@ def solve(
 
     for number, whole in enumerate(levels):
         level = whole.near_the_brain(fit.to_atlas, 4 * scales.unit)
+        if number + 1 == len(levels) and grid != fine:
+            coarse, grid, smoothness = smoothness, fine, _smoothness(fine, scales)
+            momentum = smoothness.refined(fit.momentum, coarse)
+            fit = replace(fit, momentum=momentum, flow=integrate(smoothness.root(momentum), smoothness.spacing))
         last = problem(level, _at(settings.regularization, number, len(levels)))
         if not settings.deform:
             continue

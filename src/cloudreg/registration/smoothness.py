@@ -31,6 +31,7 @@ class Smoothness:
         self, shape: tuple[int, int, int], spacing: NDArray[np.float32], length: float, power: int = 2
     ) -> None:
         self.shape = shape
+        self.spacing = spacing
         symbol = np.ones((1, 1, 1))
         for axis, (n, h) in enumerate(zip(shape, spacing.astype(float), strict=True)):
             f = np.fft.rfftfreq(n) if axis == 2 else np.fft.fftfreq(n)
@@ -47,7 +48,32 @@ class Smoothness:
 
     def root(self, field: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return K^(1/2) applied to each component of a (z, y, x, 3) field."""
-        spectrum = scipy.fft.rfftn(field, axes=(0, 1, 2), workers=-1)
+        # One thread: fields are small, and on two cores the second makes it slower.
+        spectrum = scipy.fft.rfftn(field, axes=(0, 1, 2))
         spectrum *= self._root
-        smooth = scipy.fft.irfftn(spectrum, s=self.shape, axes=(0, 1, 2), workers=-1)
+        smooth = scipy.fft.irfftn(spectrum, s=self.shape, axes=(0, 1, 2))
         return np.ascontiguousarray(smooth, dtype=np.float32)
+
+    def refined(self, momentum: NDArray[np.float32], coarse: Smoothness) -> NDArray[np.float32]:
+        """Return the momentum on this grid of the velocity that ``momentum`` has on a coarser one.
+
+        Parameters
+        ----------
+        momentum
+            (z, y, x, 3) on ``coarse``'s grid, which begins where this one does and covers the same period.
+        coarse
+            Its prior.
+
+        Returns
+        -------
+        ndarray, shape (z, y, x, 3)
+            The velocity is the band-limited interpolant: zeros are added to its spectrum.
+        """
+        spectrum = scipy.fft.rfftn(momentum, axes=(0, 1, 2)) * coarse._root
+        padded = np.zeros((*self.shape[:2], self.shape[2] // 2 + 1, 3), dtype=spectrum.dtype)
+        # Frequencies below the coarse grid's Nyquist, positive and (but for the halved last axis) negative.
+        kept = [np.arange(-((n - 1) // 2), (n - 1) // 2 + 1) for n in coarse.shape]
+        kept[2] = kept[2][kept[2] >= 0]
+        padded[np.ix_(*kept)] = spectrum[np.ix_(*kept)] * np.float32(np.prod(self.shape) / np.prod(coarse.shape))
+        padded /= self._root
+        return np.ascontiguousarray(scipy.fft.irfftn(padded, s=self.shape, axes=(0, 1, 2)), dtype=np.float32)
