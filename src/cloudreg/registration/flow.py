@@ -134,7 +134,7 @@ def invert(
     return inverse
 
 
-@njit(**_LOOP, inline="always")
+@njit(**_LOOP)
 def _slopes(u, iz, iy, ix, fz, fy, fx, k):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
     """Derivatives of component k of the trilinear interpolant per voxel, along z, y, x."""
     one = np.float32(1)

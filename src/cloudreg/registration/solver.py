@@ -162,9 +162,9 @@ class Problem:
         """Return the prior's part of the objective."""
         return 0.5 * self.prior_weight / self.softness * _dot(fit.momentum, fit.momentum)
 
-    def linearize(self, fit: Fit) -> Linearization:
-        """Return the data term and its derivatives."""
-        return Linearization(*linearize(*self._arguments(fit)))
+    def linearize(self, fit: Fit, *, affine: bool = True) -> Linearization:
+        """Return the data term and its derivatives; those by the affine only if wanted."""
+        return Linearization(*linearize(*self._arguments(fit), affine=affine))
 
     def velocity_step(self, fit: Fit, linear: Linearization, iterations: int) -> tuple[NDArray[np.float32], float]:
         """Return the Gauss-Newton change of the momentum and the decrease that it promises per unit step."""
@@ -247,7 +247,7 @@ def fit_affine(
     damping = 1e-2
     quiet = 0
     for iteration in range(iterations):
-        linear = problem.linearize(fit)
+        linear = problem.linearize(fit, affine=True)
         moved, evaluation, damping = _affine_iteration(problem, fit, linear, generators, damping)
         after = None if evaluation is None else evaluation.data + problem.prior(moved)
         energies.append(_energy(problem, fit, linear.data, after, iteration, "affine"))
@@ -296,12 +296,13 @@ def fit_velocity(
         fit = replace(fit, mixture=replace(fit.mixture, sigma_match=used))
         # The prior weakens with the data, so that only the shape of the data term changes, not their balance.
         problem = problem.softened((used / estimated) ** 2)
-        linear = problem.linearize(fit)
-        if generators.size and iteration % 8 == 0:
+        turn = generators.size > 0 and iteration % 8 == 0
+        linear = problem.linearize(fit, affine=turn)
+        if turn:
             moved, evaluation, damping = _affine_iteration(problem, fit, linear, generators, damping)
             if evaluation is not None:
                 fit = _em_update(moved, evaluation, smoothing)
-                linear = problem.linearize(fit)
+                linear = problem.linearize(fit, affine=False)
         step, promised = problem.velocity_step(fit, linear, 20)
         moved, evaluation = _line_search(problem, fit, linear, step, promised)
         after = None if evaluation is None else evaluation.data + problem.prior(moved)
