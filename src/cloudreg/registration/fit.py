@@ -211,8 +211,8 @@ def solve(
     for number, whole in enumerate(levels):
         level = whole.near_the_brain(fit.to_atlas, 4 * scales.unit)
         if number + 1 == len(levels) and grid != fine:
-            coarse, grid, smoothness = smoothness, fine, _smoothness(fine, scales)
-            momentum = smoothness.refined(fit.momentum, coarse)
+            before, grid, smoothness = smoothness, fine, _smoothness(fine, scales)
+            momentum = smoothness.refined(fit.momentum, before)
             fit = replace(fit, momentum=momentum, flow=integrate(smoothness.root(momentum), smoothness.spacing))
         last = problem(level, _at(settings.regularization, number, len(levels)))
         if not settings.deform:

@@ -18,6 +18,7 @@ import itertools
 from collections.abc import Callable
 from copy import copy
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import scipy.linalg
@@ -134,7 +135,7 @@ class Problem:
         other.softness = softness
         return other
 
-    def _arguments(self, fit: Fit) -> tuple[object, ...]:
+    def _arguments(self, fit: Fit) -> tuple[Any, ...]:
         level = self.level
         index_to_um = fit.to_atlas @ level.target.grid.affine
         spacing = np.array(self.velocity_grid.voxel_size_um)[:, None]
