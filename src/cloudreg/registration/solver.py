@@ -40,6 +40,9 @@ taken for an artifact and pulled by nothing. So each level starts with a matchin
 narrows by this factor down to what the residuals say (graduated non-convexity: Blake and Zisserman, Visual
 Reconstruction, MIT Press 1987)."""
 
+_MIN_STIFFNESS = 0.2
+"""Steps are lengthened by no more than the inverse of this."""
+
 _MIN_SIGMA = 0.02
 """Floor of the matching class's standard deviation: no real contrast is known better."""
 
@@ -167,13 +170,19 @@ class Problem:
         """Return the data term and its derivatives; those by the affine only if wanted."""
         return Linearization(*linearize(*self._arguments(fit), affine=affine))
 
-    def velocity_step(self, fit: Fit, linear: Linearization, iterations: int) -> tuple[NDArray[np.float32], float]:
-        """Return the Gauss-Newton change of the momentum and the decrease that it promises per unit step."""
+    def velocity_step(
+        self, fit: Fit, linear: Linearization, iterations: int, stiffness: float = 1.0
+    ) -> tuple[NDArray[np.float32], float]:
+        """Return the Gauss-Newton change of the momentum and the decrease that it promises per unit step.
+
+        ``stiffness`` multiplies the data term's curvature.
+        """
         root, flow, weight = self.smoothness.root, fit.flow, np.float32(self.prior_weight / self.softness)
         downhill = -root(flow.adjoint(linear.gradient)) - weight * fit.momentum
+        hessian = linear.hessian * np.float32(stiffness)
 
         def curvature(q: NDArray[np.float32]) -> NDArray[np.float32]:
-            force = _symmetric(linear.hessian, flow.transported(root(q)))
+            force = _symmetric(hessian, flow.transported(root(q)))
             return root(flow.transported_back(force)) + weight * q
 
         step = _conjugate_gradients(curvature, downhill, iterations)
@@ -291,6 +300,7 @@ def fit_velocity(
     energies: list[Energy] = []
     damping = 1e-2
     quiet = 0
+    stiffness = 1.0
     for iteration in range(iterations):
         estimated = fit.mixture.sigma_match
         used = max(estimated, _FIRST_SIGMA * _COOLING**iteration)
@@ -304,13 +314,17 @@ def fit_velocity(
             if evaluation is not None:
                 fit = _em_update(moved, evaluation, smoothing)
                 linear = problem.linearize(fit, affine=False)
-        step, promised = problem.velocity_step(fit, linear, 20)
+        step, promised = problem.velocity_step(fit, linear, 20, stiffness)
         moved, evaluation = _line_search(problem, fit, linear, step, promised)
         after = None if evaluation is None else evaluation.data + problem.prior(moved)
         energies.append(_energy(problem, fit, linear.data, after, iteration, "velocity"))
         advance(1)
         if evaluation is None:
-            break
+            if stiffness == 1:
+                break
+            stiffness = 1.0
+            continue
+        stiffness = _stiffness(stiffness, energies[-1].gained, promised, step, moved.momentum - fit.momentum)
         fit = _em_update(moved, evaluation, smoothing)
         done = used == estimated and energies[-1].gained < tolerance * problem.level.active.size
         quiet = quiet + 1 if done else 0
@@ -349,6 +363,19 @@ def _line_search(
                 return candidate, result
         length /= 2
     return fit, None
+
+
+def _stiffness(
+    stiffness: float, gained: float, promised: float, step: NDArray[np.float32], taken: NDArray[np.float32]
+) -> float:
+    """Return the next step's factor of the curvature, from what a step gained.
+
+    Gauss-Newton with a mixture's posteriors takes the data term for stiffer than it is, and its steps are too short by
+    up to four times. A quadratic whose curvature is c times the assumed one gains (1 - c / 2) of what was promised.
+    """
+    length = _dot(taken, step) / _dot(step, step)
+    curvature = 2 * (1 - gained / (length * promised))
+    return min(max(stiffness * max(curvature, 0.05), _MIN_STIFFNESS), 1.0)
 
 
 def _em_update(fit: Fit, evaluation: Evaluation, smoothing: NDArray[np.float64] | None) -> Fit:
