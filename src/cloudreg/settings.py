@@ -78,7 +78,7 @@ class RegistrationSettings(Settings):
     regularization: tuple[float, ...] = Field(
         (0.01, 0.002, 0.002), description="weight of the velocity's energy per level, coarse to fine"
     )
-    iterations: tuple[int, ...] = Field((8, 15, 20), description="largest number of Gauss-Newton steps per level")
+    iterations: tuple[int, ...] = Field((8, 15, 25), description="largest number of Gauss-Newton steps per level")
     contrast_order: int = Field(3, ge=1, le=5, description="degree of the polynomial that maps atlas to target grey")
     contrast_spacing_um: float | None = Field(None, gt=0, description="distance of the contrast's nodes")
     missing_data: bool = Field(True, description="give voxels that were not observed no weight")
