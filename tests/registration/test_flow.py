@@ -76,3 +76,16 @@ def test_determinant_sees_a_fold():
     displacement = np.zeros((*SHAPE, 3), dtype=np.float32)
     displacement[6, ..., 0] = 400.0
     assert jacobian_determinant(displacement, SPACING).min() < 0
+
+
+def test_forces_go_back_half_the_way_and_none_is_lost(velocity):
+    flow = integrate(velocity, SPACING)
+    force = np.zeros_like(velocity)
+    force[6, 5, 6, 1] = 2.0
+    back = flow.half_way_back(force)
+    assert back[..., 1].sum() == pytest.approx(2.0, rel=1e-5)
+    place = [
+        np.average(np.arange(n), weights=back[..., 1].sum(axis=tuple({0, 1, 2} - {k}))) for k, n in enumerate(SHAPE)
+    ]
+    half = integrate(velocity / 2, SPACING).displacement[6, 5, 6] / SPACING
+    np.testing.assert_allclose(np.array(place) - [6, 5, 6], half, atol=0.02)

@@ -6,6 +6,8 @@ of a finished registration are made with it.
 
 from __future__ import annotations
 
+import os
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -43,7 +45,9 @@ class Explanation:
 
 def explain(level: Level, velocity_grid: Grid, fit: Fit) -> Explanation:
     """Evaluate the model at every voxel of the level's target, slab by slab."""
-    slabs = [_explain_slab(level, velocity_grid, fit, z) for z in range(level.target.grid.shape[0])]
+    with ThreadPoolExecutor(os.cpu_count()) as threads:
+        planes = range(level.target.grid.shape[0])
+        slabs = list(threads.map(lambda z: _explain_slab(level, velocity_grid, fit, z), planes))
     return Explanation(*(np.stack(parts) for parts in zip(*slabs, strict=True)))
 
 

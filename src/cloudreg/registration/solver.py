@@ -179,11 +179,12 @@ class Problem:
         """
         root, flow, weight = self.smoothness.root, fit.flow, np.float32(self.prior_weight / self.softness)
         downhill = -root(flow.adjoint(linear.gradient)) - weight * fit.momentum
-        hessian = linear.hessian * np.float32(stiffness)
+        # The curvature of a velocity, as a matrix at each node.
+        parts = [flow.half_way_back(np.ascontiguousarray(linear.hessian[..., k : k + 3])) for k in (0, 3)]
+        hessian = np.concatenate(parts, axis=-1) * np.float32(stiffness)
 
         def curvature(q: NDArray[np.float32]) -> NDArray[np.float32]:
-            force = _symmetric(hessian, flow.transported(root(q)))
-            return root(flow.transported_back(force)) + weight * q
+            return root(_symmetric(hessian, root(q))) + weight * q
 
         step = _conjugate_gradients(curvature, downhill, iterations)
         return step, _dot(step, downhill)
