@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -35,8 +36,9 @@ class Engine:
 
     Notes
     -----
-    The cluster starts at the first use with more than one block, so short jobs never pay for it. Blocks are
-    submitted a few at a time: the scheduler never holds a graph of the whole volume.
+    The cluster starts at the first use with more than two blocks a worker: fewer run in plain threads, and short jobs
+    never pay for its start. Blocks are submitted a few at a time: the scheduler never holds a graph of the whole
+    volume.
     """
 
     def __init__(
@@ -122,10 +124,16 @@ class Engine:
 
         with track(label, len(items), unit) as advance:
             advance(len(items) - len(waiting))
-            if self.cluster is None and (len(waiting) <= 1 or self.workers == 1):
+            if self.cluster is None and self.workers == 1:
                 for index in waiting:
                     finish(index, *_attempt(task, items[index]))
                     advance(1)
+            elif self.cluster is None and len(waiting) <= 2 * self.workers:
+                with ThreadPoolExecutor(self.workers) as threads:
+                    outcomes = threads.map(lambda i: _attempt(task, items[i]), waiting)
+                    for index, outcome in zip(waiting, outcomes, strict=True):
+                        finish(index, *outcome)
+                        advance(1)
             else:
                 self._run_on_cluster(task, items, waiting, finish, advance)
         for error in failures.values():
