@@ -90,14 +90,23 @@ class Level:
             Voxels farther than this from the atlas's brain and from the target's tissue only tell that background is
             background, and are left out.
         """
-        from scipy.ndimage import affine_transform, uniform_filter
+        from scipy.ndimage import affine_transform
 
         grid = self.target.grid
         step = np.linalg.inv(self.atlas_grid.affine) @ to_atlas @ grid.affine
         brain = affine_transform(self.atlas, step[:3, :3], step[:3, 3], grid.shape, order=1, mode="constant") > 0.1
-        wanted = (brain | self.target.foreground()).astype(np.float32)
+        return self._near(brain | self.target.foreground(), margin_um)
+
+    def near_the_tissue(self, margin_um: float) -> Level:
+        """Return the level with only those voxels active that lie within ``margin_um`` of the target's tissue."""
+        return self._near(self.target.foreground(), margin_um)
+
+    def _near(self, wanted: NDArray[np.bool_], margin_um: float) -> Level:
+        from scipy.ndimage import uniform_filter
+
+        grid = self.target.grid
         size = [2 * int(np.ceil(margin_um / v)) + 1 for v in grid.voxel_size_um]
-        near = uniform_filter(wanted, size, mode="constant") > 0.5 / np.prod(size)
+        near = uniform_filter(wanted.astype(np.float32), size, mode="constant") > 0.5 / np.prod(size)
         return replace(self, active=np.flatnonzero(near & (self.target.weight > 0)))
 
 

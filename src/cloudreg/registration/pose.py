@@ -1,0 +1,192 @@
+"""Where to start: how the target lies to the atlas when nobody says, by trying.
+
+The measure is the model's own objective (what is left unexplained after the contrast has been fitted), so it asks
+nothing of the modality.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.spatial.transform import Rotation
+
+from cloudreg.errors import InputError
+from cloudreg.registration.levels import Image
+from cloudreg.registration.solver import Energy, Fit, Problem, fit_affine
+
+_CLEAR = 0.2
+"""A pose that wins by less than this (in log likelihood per voxel) is doubted, and turns in between are tried."""
+
+TIE = 0.05
+"""A margin below which two poses explain the target alike."""
+
+_TURN = np.deg2rad(30)
+"""Step of the turns in between: the fit finds its way from half of it, and from a good deal more."""
+
+_FIRST_STEPS, _MORE_STEPS = 3, 6
+"""Steps of the affine from each turn, and from those that did best."""
+
+_PROMISING, _FINALISTS = 24, 4
+
+
+@dataclass(frozen=True)
+class Pose:
+    """A starting affine and how well it explains the target.
+
+    Parameters
+    ----------
+    name
+        Orientation letters, or ``"given"``.
+    to_atlas
+        4 x 4, target um to atlas um.
+    objective
+        Data term per voxel after a short fit; lower is better. NaN where there was nothing to compare.
+    """
+
+    name: str
+    to_atlas: NDArray[np.float64]
+    objective: float = float("nan")
+
+
+def centred_pose(name: str, target: Image, atlas: Image, rotation: NDArray[np.float64]) -> Pose:
+    """Match centres of mass and volumes of the foregrounds.
+
+    Parameters
+    ----------
+    name
+        Of the pose.
+    target, atlas
+        Normalised images.
+    rotation
+        3 x 3, target axes to atlas axes.
+
+    Raises
+    ------
+    InputError
+        If one of the images has no foreground.
+    """
+    volume = [float(i.foreground().sum()) * i.grid.voxel_volume_um3 for i in (atlas, target)]
+    centre = [centroid(i) for i in (atlas, target)]
+    # A volume that differs by more than that is a partial brain or a poor mask, not swelling.
+    scale = float(np.clip((volume[0] / volume[1]) ** (1 / 3), 0.8, 1.25))
+    to_atlas = np.eye(4)
+    to_atlas[:3, :3] = scale * rotation
+    to_atlas[:3, 3] = centre[0] - scale * rotation @ centre[1]
+    return Pose(name, to_atlas)
+
+
+def centroid(image: Image) -> NDArray[np.float64]:
+    """Return the centre of mass of the foreground, um."""
+    index = np.argwhere(image.foreground())
+    if index.size == 0:
+        raise InputError("expected an image with tissue brighter than its background; found none: check the channel")
+    return image.grid.index_to_um(index.mean(axis=0))
+
+
+def best_pose(
+    search: Problem,
+    coarse: Problem,
+    start: Fit,
+    candidates: Sequence[Pose],
+    generators: NDArray[np.float64],
+    *,
+    turn: bool,
+) -> tuple[Fit, list[Pose], list[Energy]]:
+    """Fit the affine from each pose and keep the best.
+
+    Parameters
+    ----------
+    search, coarse
+        Where many poses are tried, and where the best of them are fitted to the end.
+    start
+        Everything but the affine.
+    candidates
+        Where to start.
+    generators
+        Of the affine's group.
+    turn
+        Try turns in between where no candidate is clearly the best.
+
+    Returns
+    -------
+    fit, poses, energies
+        The winner; the poses, the best first; the winner's steps.
+    """
+    poses = list(candidates)
+    if len(poses) > 1:
+        poses = _tried(search, start, poses, generators, _MORE_STEPS)
+    if turn and poses[1].objective - poses[0].objective < _CLEAR:
+        between = [_turned(pose, vector, search) for pose in candidates for vector in _turns()]
+        promising = _tried(search, start, between, generators, _FIRST_STEPS)[:_PROMISING]
+        poses = sorted(poses + _tried(search, start, promising, generators, _MORE_STEPS), key=lambda p: p.objective)
+    fitted = []
+    distinct = _distinct(poses, search)
+    # The runner-up is always fitted too: the margin says how sure the choice is.
+    hopeful = [p for k, p in enumerate(distinct) if k < 2 or p.objective < distinct[0].objective + _CLEAR]
+    for pose in hopeful[:_FINALISTS]:
+        fit, energies = fit_affine(coarse, replace(start, to_atlas=pose.to_atlas), generators, iterations=40)
+        fitted.append((replace(pose, to_atlas=fit.to_atlas, objective=per_voxel(coarse, fit)), fit, energies))
+    fitted.sort(key=lambda item: item[0].objective)
+    ranked = _distinct([pose for pose, _, _ in fitted], coarse)
+    return fitted[0][1], ranked, fitted[0][2]
+
+
+def describe(poses: Sequence[Pose]) -> str:
+    """Return a line about the winner, and a warning where it's hardly one."""
+    best = poses[0]
+    text = f"pose {best.name}: objective {best.objective:.3f} per voxel"
+    if len(poses) > 1:
+        text += f", next {poses[1].name} {poses[1].objective:.3f}"
+        if poses[1].objective - best.objective < TIE:
+            text += ": as good as a tie, so look at the result or give --orientation"
+    return text
+
+
+def per_voxel(problem: Problem, fit: Fit) -> float:
+    """Return the data term per voxel."""
+    return problem.evaluate(fit).data / problem.level.active.size
+
+
+def _tried(
+    search: Problem, start: Fit, poses: Sequence[Pose], generators: NDArray[np.float64], steps: int
+) -> list[Pose]:
+    """Fit a few steps from each pose; return what was reached, the best first."""
+    result = []
+    for pose in poses:
+        fit, _ = fit_affine(search, replace(start, to_atlas=pose.to_atlas), generators, iterations=steps)
+        result.append(replace(pose, to_atlas=fit.to_atlas, objective=per_voxel(search, fit)))
+    return sorted(result, key=lambda pose: pose.objective)
+
+
+def _turns() -> list[NDArray[np.float64]]:
+    """Return rotation vectors that, after each of the 24 poses, cover all rotations."""
+    steps = [v for v in itertools.product((-_TURN, 0.0, _TURN), repeat=3) if any(v)]
+    return [np.array(v) for v in steps]
+
+
+def _turned(pose: Pose, vector: NDArray[np.float64], problem: Problem) -> Pose:
+    """Turn the target about its middle before ``pose``."""
+    centre = centroid(problem.level.target)
+    turn = np.eye(4)
+    turn[:3, :3] = Rotation.from_rotvec(vector).as_matrix()
+    turn[:3, 3] = centre - turn[:3, :3] @ centre
+    return Pose(f"{pose.name} turned", pose.to_atlas @ turn)
+
+
+def _distinct(poses: Sequence[Pose], problem: Problem) -> list[Pose]:
+    """Leave out poses that take the target nearly where a better one takes it."""
+    index = np.argwhere(problem.level.target.foreground())
+    corners = problem.level.target.grid.index_to_um(index[:: max(1, len(index) // 50)])
+    kept: list[Pose] = []
+    places: list[NDArray[np.float64]] = []
+    for pose in poses:
+        place = corners @ pose.to_atlas[:3, :3].T + pose.to_atlas[:3, 3]
+        near = 4 * problem.level.voxel_um
+        if all(np.linalg.norm(place - other, axis=1).mean() > near for other in places):
+            kept.append(pose)
+            places.append(place)
+    return kept
