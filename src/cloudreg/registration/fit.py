@@ -9,10 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cloudreg.registration.contrast import initial_contrast
+from cloudreg.registration.cuts import Cut, flat_faces
 from cloudreg.registration.flow import integrate
 from cloudreg.registration.kernels import Mixture
 from cloudreg.registration.levels import Image, Level, make_level
-from cloudreg.registration.pose import Pose, best_pose, centred_pose, centroid, describe
+from cloudreg.registration.pose import Pose, centred_pose, centroid, describe, find_start
 from cloudreg.registration.smoothness import Smoothness
 from cloudreg.registration.solver import Energy, Fit, Problem, affine_generators, fit_affine, fit_velocity
 from cloudreg.settings import RegistrationSettings
@@ -59,6 +60,8 @@ class Solution:
         Objective after each step.
     poses
         Starting poses, the winner first.
+    cuts
+        Faces beyond which the target had no weight.
     """
 
     fit: Fit
@@ -66,6 +69,7 @@ class Solution:
     problem: Problem
     energies: list[Energy]
     poses: list[Pose]
+    cuts: list[Cut]
 
 
 def choose_scales(atlas: Image, target: Grid, template: Grid, settings: RegistrationSettings) -> Scales:
@@ -184,8 +188,15 @@ def solve(
     margin = 0.3 * scales.unit * _UNITS_PER_BRAIN
     coarse = problem(levels[0].near_the_tissue(margin), 1.0)
     search = problem(make_level(target, atlas, 2 * scales.levels[0]).near_the_tissue(margin), 1.0)
-    fit, poses, energies = best_pose(search, coarse, start, candidates, generators, turn=len(candidates) > 1)
-    report(describe(poses))
+    # Where the pose is given, the brain is what the caller knows it to be.
+    faces = flat_faces(target.reduced(2 * scales.unit)) if initial is None and settings.find_cuts else []
+    begun = find_start(search, coarse, start, candidates, faces, atlas.reduced(2 * scales.unit), generators)
+    fit, energies = begun.fit, begun.energies
+    report(describe(begun.poses))
+    if begun.cuts:
+        report(f"the brain was cut at {' and '.join(c.describe() for c in begun.cuts)}: nothing beyond counts")
+        target = target.without([cut.beyond(target.grid) for cut in begun.cuts])
+        levels = [make_level(target, atlas, voxel_um) for voxel_um in scales.levels]
     if len(levels) > 1 and generators.size:
         second = levels[1].near_the_brain(fit.to_atlas, 4 * scales.unit)
         fit, more = fit_affine(problem(second, 1.0), fit, generators, iterations=10)
@@ -218,7 +229,7 @@ def solve(
         )
         advance(most - len(more))
         energies += more
-    return Solution(fit, grid, last, energies, poses)
+    return Solution(fit, grid, last, energies, begun.poses, begun.cuts)
 
 
 def _at(values: Sequence[float], number: int, count: int) -> float:

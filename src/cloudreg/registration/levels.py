@@ -44,6 +44,10 @@ class Image:
         full = _block_sum(np.ones_like(self.weight), factors)
         return Image(values, weight / full, self.grid.downsampled(factors))
 
+    def without(self, lost: Sequence[NDArray[np.bool_]]) -> Image:
+        """Return the image with no weight where any of the (z, y, x) masks is true."""
+        return replace(self, weight=np.where(np.logical_or.reduce(lost), np.float32(0), self.weight))
+
     def foreground(self) -> NDArray[np.bool_]:
         """Return where there is tissue: above Otsu's threshold of the smoothed image."""
         from scipy.ndimage import gaussian_filter
@@ -100,6 +104,10 @@ class Level:
     def near_the_tissue(self, margin_um: float) -> Level:
         """Return the level with only those voxels active that lie within ``margin_um`` of the target's tissue."""
         return self._near(self.target.foreground(), margin_um)
+
+    def without(self, lost: NDArray[np.bool_]) -> Level:
+        """Return the level with the voxels of a (z, y, x) mask left out."""
+        return replace(self, active=self.active[~lost.ravel()[self.active]])
 
     def _near(self, wanted: NDArray[np.bool_], margin_um: float) -> Level:
         from scipy.ndimage import uniform_filter

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 
 from cloudreg.errors import InputError
+from cloudreg.registration.cuts import Cut
 from cloudreg.registration.levels import Image
 from cloudreg.registration.solver import Energy, Fit, Problem, fit_affine
 
@@ -31,6 +32,12 @@ _FIRST_STEPS, _MORE_STEPS = 3, 6
 """Steps of the affine from each turn, and from those that did best."""
 
 _PROMISING, _FINALISTS = 24, 4
+
+_PARTS = (0.5, 0.7, 0.85)
+"""How much of the brain may be left on this side of a cut, to start from."""
+
+_WORTH = 0.1
+"""A cut must explain what is left of the target better than a whole brain does, by this much per voxel."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +92,110 @@ def centroid(image: Image) -> NDArray[np.float64]:
     if index.size == 0:
         raise InputError("expected an image with tissue brighter than its background; found none: check the channel")
     return image.grid.index_to_um(index.mean(axis=0))
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where the deformation begins.
+
+    Parameters
+    ----------
+    fit
+        With the affine of the best pose.
+    poses
+        Those fitted to the end, the best first.
+    energies
+        The winner's steps.
+    cuts
+        Faces beyond which the target says nothing.
+    """
+
+    fit: Fit
+    poses: list[Pose]
+    energies: list[Energy]
+    cuts: list[Cut]
+
+
+def find_start(
+    search: Problem,
+    coarse: Problem,
+    start: Fit,
+    candidates: Sequence[Pose],
+    faces: Sequence[Cut],
+    atlas: Image,
+    generators: NDArray[np.float64],
+) -> Start:
+    """Choose the pose, and which of the target's flat faces are cuts.
+
+    Parameters
+    ----------
+    search, coarse
+        Where many poses are tried, and where the best of them are fitted to the end.
+    start
+        Everything but the affine.
+    candidates
+        Where to start from, were the brain whole.
+    faces
+        Flat faces of the target, the flattest first.
+    atlas
+        Whose part is sought.
+    generators
+        Of the affine's group.
+
+    Notes
+    -----
+    A cut is believed when, over the voxels on this side of it, the fit that knows of it leaves less unexplained than
+    the fit that takes the air beyond it for air.
+    """
+    found = Start(*best_pose(search, coarse, start, candidates, generators, turn=len(candidates) > 1), [])
+    remaining = list(faces)
+    while remaining:
+        trials = []
+        for face in remaining:
+            cuts = [*found.cuts, face]
+            poses = _poses_of_parts(coarse, found, candidates, face, atlas)
+            fine, rough = (_without(problem, cuts) for problem in (coarse, search))
+            fit, ranked, energies = best_pose(rough, fine, start, poses, generators, turn=False)
+            gain = per_voxel(fine, found.fit) - per_voxel(fine, fit)
+            trials.append((gain, face, Start(fit, ranked, energies, cuts)))
+        gain, face, better = max(trials, key=lambda trial: trial[0])
+        if gain < _WORTH:
+            break
+        found = better
+        remaining.remove(face)
+    return found
+
+
+def _without(problem: Problem, cuts: Sequence[Cut]) -> Problem:
+    lost = np.logical_or.reduce([cut.beyond(problem.level.target.grid) for cut in cuts])
+    return problem.at(problem.level.without(lost))
+
+
+def _poses_of_parts(problem: Problem, found: Start, candidates: Sequence[Pose], face: Cut, atlas: Image) -> list[Pose]:
+    """Match the target with the parts of the atlas that a plane like ``face`` may leave, in each orientation."""
+    target = problem.level.target
+    points = atlas.grid.index_to_um(np.argwhere(atlas.foreground()))
+    tissue = np.count_nonzero(target.foreground()) * target.grid.voxel_volume_um3
+    middle = centroid(target)
+    if found.cuts:
+        # What earlier cuts took away is gone; the orientation is known by now.
+        back = np.linalg.inv(found.fit.to_atlas)
+        there = points @ back[:3, :3].T + back[:3, 3]
+        points = points[np.all([there @ cut.normal <= cut.offset_um for cut in found.cuts], axis=0)]
+        candidates = found.poses[:1]
+    poses = []
+    for pose in candidates:
+        u, _, v = np.linalg.svd(pose.to_atlas[:3, :3])
+        rotation = u @ v
+        along = points @ (rotation @ face.normal)
+        for part in _PARTS:
+            left = points[along <= np.quantile(along, part)]
+            scale = float(np.clip((len(left) * atlas.grid.voxel_volume_um3 / tissue) ** (1 / 3), 0.7, 1.4))
+            to_atlas = np.eye(4)
+            to_atlas[:3, :3] = scale * rotation
+            to_atlas[:3, 3] = left.mean(axis=0) - scale * rotation @ middle
+            poses.append(Pose(pose.name, to_atlas))
+    return poses
 
 
 def best_pose(

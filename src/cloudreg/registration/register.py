@@ -216,6 +216,7 @@ def _figures(solution: Solution, transform: Transform, explanation: Explanation)
         "jacobian_max": float(determinant.max()),
         "inverse_consistency_median_um": float(np.median(consistency)),
         "inverse_consistency_p99_um": float(np.quantile(consistency, 0.99)),
+        "cuts": [cut.describe() for cut in solution.cuts],
         "pose": poses[0].name,
         "pose_objective": poses[0].objective,
         "pose_margin": poses[1].objective - poses[0].objective if len(poses) > 1 else None,

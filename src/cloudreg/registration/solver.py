@@ -138,6 +138,12 @@ class Problem:
         other.softness = softness
         return other
 
+    def at(self, level: Level) -> Problem:
+        """Return the same problem at another level."""
+        other = copy(self)
+        other.level = level
+        return other
+
     def _arguments(self, fit: Fit) -> tuple[Any, ...]:
         level = self.level
         index_to_um = fit.to_atlas @ level.target.grid.affine
