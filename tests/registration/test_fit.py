@@ -142,3 +142,32 @@ def test_the_pose_is_found_without_letters(case, letters):
     assert solution.poses[0].name == letters
     error, _ = error_um(solution, Grid.from_spacing(target.shape, (VOXEL_UM,) * 3), there)
     assert np.median(error) < 1.5 * VOXEL_UM
+
+
+def test_a_pose_between_the_24_is_found_without_letters():
+    turn = Rotation.from_rotvec([0.5, -0.45, 0.55]).as_matrix()
+    grid = Grid.from_spacing((60, 60, 60), (VOXEL_UM,) * 3)
+    middle = atlas_grid().index_to_um((np.array(SHAPE) - 1) / 2)
+    there = grid.index_to_um(np.indices(grid.shape).reshape(3, -1).T)
+    truth = (there - grid.index_to_um(np.full(3, 29.5))) @ turn.T + middle
+    seen = map_coordinates(brain(), atlas_grid().um_to_index(truth).T, order=1).reshape(grid.shape)
+    letters = [(name, axes_between(name, "asr")) for name in proper_orientations("asr")]
+    solution = registered(noisy(seen), grid, letters, deform=False)
+    assert solution.fit.to_atlas[:3, :3] == pytest.approx(turn, abs=0.03)
+    assert solution.poses[1].objective - solution.poses[0].objective > 0.1
+
+
+def test_half_a_brain_is_known_for_one(case):
+    grid, seen, truth = case
+    left = truth[..., 2] < (SHAPE[2] - 1) / 2 * VOXEL_UM
+    solution = registered(noisy(np.where(left, seen, 0)), grid)
+    assert len(solution.cuts) == 1
+    assert abs(solution.cuts[0].normal[2]) > 0.9
+    inside = (map_coordinates(brain(), (truth.reshape(-1, 3) / VOXEL_UM).T, order=1).reshape(grid.shape) > 0.3) & left
+    error = np.linalg.norm(mapped(solution, grid.index_to_um(np.argwhere(inside))) - truth[inside], axis=1)
+    assert np.median(error) < 0.3 * VOXEL_UM
+
+
+def test_a_whole_brain_has_no_cuts(case):
+    grid, seen, _ = case
+    assert registered(noisy(seen), grid, deform=False).cuts == []

@@ -131,13 +131,24 @@ def test_noise_is_no_brain(files, tmp_path, engine):
         register_volume(open_volume(str(tmp_path / "noise.ome.zarr")), atlas(files), SETTINGS, engine=engine)
 
 
-def test_half_a_brain_squeezed_into_a_whole_one_is_called_failed(files, tmp_path, engine):
+@pytest.fixture
+def half(files, tmp_path):
     values = open_volume(str(files / "target.ome.zarr")).read().copy()
     values[:, :, : values.shape[2] // 2] = 100
     write_volume(str(tmp_path / "half.ome.zarr"), values, TARGET_GRID, orientation="asr")
-    half = open_volume(str(tmp_path / "half.ome.zarr"))
+    return open_volume(str(tmp_path / "half.ome.zarr"))
+
+
+def test_half_a_brain_is_not_squeezed_and_the_figures_say_where_it_was_cut(files, half, engine):
+    figures = register_volume(half, atlas(files), SETTINGS, engine=engine).figures
+    assert figures["cuts"] == ["the low end of axis x"]
+    assert max(figures["affine_scales"]) < 1.3 * min(figures["affine_scales"])
+
+
+def test_half_a_brain_squeezed_into_a_whole_one_is_called_failed(files, half, engine):
+    whole = SETTINGS.model_copy(update={"find_cuts": False})
     with pytest.raises(RegistrationFailedError, match="one way"):
-        register_volume(half, atlas(files), SETTINGS, engine=engine)
+        register_volume(half, atlas(files), whole, engine=engine)
 
 
 def test_an_initial_affine_replaces_the_letters(files, engine):

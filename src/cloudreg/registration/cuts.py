@@ -93,11 +93,12 @@ def flat_faces(image: Image) -> list[Cut]:
     return sorted(faces, key=lambda cut: -cut.flatness)
 
 
-def _plane(at: NDArray[np.float64], depth: NDArray[np.float64]) -> tuple[NDArray[np.float64], float] | None:
+def _plane(at: NDArray[np.float64], depth: NDArray[np.float64]) -> tuple[NDArray[np.floating], float] | None:
     """Return (constant, two slopes) of the plane nearest to most depths, and the share of them that it meets."""
     rng = np.random.default_rng(0)
     design = np.column_stack([np.ones(len(at)), at])
-    best, most = None, 0
+    best: NDArray[np.floating] | None = None
+    most = 0
     for _ in range(_TRIALS):
         three = rng.choice(len(at), 3, replace=False)
         if abs(np.linalg.det(design[three])) < 20:
@@ -105,7 +106,7 @@ def _plane(at: NDArray[np.float64], depth: NDArray[np.float64]) -> tuple[NDArray
         plane = np.linalg.solve(design[three], depth[three])
         if np.abs(plane[1:]).max() > _STEEPEST:
             continue
-        count = np.count_nonzero(np.abs(design @ plane - depth) <= _TOLERANCE)
+        count = int(np.count_nonzero(np.abs(design @ plane - depth) <= _TOLERANCE))
         if count > most:
             best, most = plane, count
     if best is None:
@@ -116,7 +117,7 @@ def _plane(at: NDArray[np.float64], depth: NDArray[np.float64]) -> tuple[NDArray
     return best, float(np.mean(np.abs(design @ best - depth) <= _TOLERANCE))
 
 
-def _cut(grid: Grid, axis: int, high: bool, plane: NDArray[np.float64], flatness: float) -> Cut:
+def _cut(grid: Grid, axis: int, high: bool, plane: NDArray[np.floating], flatness: float) -> Cut:
     """Take a plane of depths, seen from one side, to target space."""
     others = [k for k in range(3) if k != axis]
     # In index space: index[axis] = constant + slopes . the other two; the last voxel of tissue is on the near side.
