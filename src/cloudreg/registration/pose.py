@@ -22,16 +22,17 @@ from cloudreg.registration.solver import Energy, Fit, Problem, fit_affine
 _CLEAR = 0.2
 """A pose that wins by less than this (in log likelihood per voxel) is doubted, and turns in between are tried."""
 
-TIE = 0.05
+_TIE = 0.05
 """A margin below which two poses explain the target alike."""
 
 _TURN = np.deg2rad(30)
-"""Step of the turns in between: the fit finds its way from half of it, and from a good deal more."""
+"""Step of the turns in between: the fit finds its way from half of it."""
 
 _FIRST_STEPS, _MORE_STEPS = 3, 6
 """Steps of the affine from each turn, and from those that did best."""
 
 _PROMISING, _FINALISTS = 24, 4
+"""How many turns are followed after the first steps, and how many poses to the end."""
 
 _PARTS = (0.5, 0.7, 0.85)
 """How much of the brain may be left on this side of a cut, to start from."""
@@ -80,10 +81,7 @@ def centred_pose(name: str, target: Image, atlas: Image, rotation: NDArray[np.fl
     centre = [centroid(i) for i in (atlas, target)]
     # A volume that differs by more than that is a partial brain or a poor mask, not swelling.
     scale = float(np.clip((volume[0] / volume[1]) ** (1 / 3), 0.8, 1.25))
-    to_atlas = np.eye(4)
-    to_atlas[:3, :3] = scale * rotation
-    to_atlas[:3, 3] = centre[0] - scale * rotation @ centre[1]
-    return Pose(name, to_atlas)
+    return _matching(name, scale * rotation, centre[1], centre[0])
 
 
 def centroid(image: Image) -> NDArray[np.float64]:
@@ -92,6 +90,14 @@ def centroid(image: Image) -> NDArray[np.float64]:
     if index.size == 0:
         raise InputError("expected an image with tissue brighter than its background; found none: check the channel")
     return image.grid.index_to_um(index.mean(axis=0))
+
+
+def _matching(name: str, linear: NDArray[np.float64], here: NDArray[np.float64], there: NDArray[np.float64]) -> Pose:
+    """Return the pose that takes the target's point ``here`` to the atlas's ``there``."""
+    to_atlas = np.eye(4)
+    to_atlas[:3, :3] = linear
+    to_atlas[:3, 3] = there - linear @ here
+    return Pose(name, to_atlas)
 
 
 @dataclass(frozen=True)
@@ -147,7 +153,7 @@ def find_start(
     A cut is believed when, over the voxels on this side of it, the fit that knows of it leaves less unexplained than
     the fit that takes the air beyond it for air.
     """
-    found = Start(*best_pose(search, coarse, start, candidates, generators, turn=len(candidates) > 1), [])
+    found = Start(*_best_pose(search, coarse, start, candidates, generators, turn=len(candidates) > 1), [])
     remaining = list(faces)
     while remaining:
         trials = []
@@ -155,7 +161,7 @@ def find_start(
             cuts = [*found.cuts, face]
             poses = _poses_of_parts(coarse, found, candidates, face, atlas)
             fine, rough = (_without(problem, cuts) for problem in (coarse, search))
-            fit, ranked, energies = best_pose(rough, fine, start, poses, generators, turn=False)
+            fit, ranked, energies = _best_pose(rough, fine, start, poses, generators, turn=False)
             gain = per_voxel(fine, found.fit) - per_voxel(fine, fit)
             trials.append((gain, face, Start(fit, ranked, energies, cuts)))
         gain, face, better = max(trials, key=lambda trial: trial[0])
@@ -185,20 +191,18 @@ def _poses_of_parts(problem: Problem, found: Start, candidates: Sequence[Pose], 
         candidates = found.poses[:1]
     poses = []
     for pose in candidates:
+        # Its rotation alone: the nearest orthogonal matrix.
         u, _, v = np.linalg.svd(pose.to_atlas[:3, :3])
         rotation = u @ v
         along = points @ (rotation @ face.normal)
         for part in _PARTS:
             left = points[along <= np.quantile(along, part)]
             scale = float(np.clip((len(left) * atlas.grid.voxel_volume_um3 / tissue) ** (1 / 3), 0.7, 1.4))
-            to_atlas = np.eye(4)
-            to_atlas[:3, :3] = scale * rotation
-            to_atlas[:3, 3] = left.mean(axis=0) - scale * rotation @ middle
-            poses.append(Pose(pose.name, to_atlas))
+            poses.append(_matching(pose.name, scale * rotation, middle, left.mean(axis=0)))
     return poses
 
 
-def best_pose(
+def _best_pose(
     search: Problem,
     coarse: Problem,
     start: Fit,
@@ -207,25 +211,9 @@ def best_pose(
     *,
     turn: bool,
 ) -> tuple[Fit, list[Pose], list[Energy]]:
-    """Fit the affine from each pose and keep the best.
+    """Fit the affine from each pose: the best fit, the poses from best to worst, and the best one's steps.
 
-    Parameters
-    ----------
-    search, coarse
-        Where many poses are tried, and where the best of them are fitted to the end.
-    start
-        Everything but the affine.
-    candidates
-        Where to start.
-    generators
-        Of the affine's group.
-    turn
-        Try turns in between where no candidate is clearly the best.
-
-    Returns
-    -------
-    fit, poses, energies
-        The winner; the poses, the best first; the winner's steps.
+    ``turn`` tries turns in between where no candidate is clearly the best.
     """
     poses = list(candidates)
     if len(poses) > 1:
@@ -252,7 +240,7 @@ def describe(poses: Sequence[Pose]) -> str:
     text = f"pose {best.name}: objective {best.objective:.3f} per voxel"
     if len(poses) > 1:
         text += f", next {poses[1].name} {poses[1].objective:.3f}"
-        if poses[1].objective - best.objective < TIE:
+        if poses[1].objective - best.objective < _TIE:
             text += ": as good as a tie, so look at the result or give --orientation"
     return text
 

@@ -320,6 +320,7 @@ def fit_velocity(
             moved, evaluation, damping = _affine_iteration(problem, fit, linear, generators, damping)
             if evaluation is not None:
                 fit = _em_update(moved, evaluation, smoothing)
+                fit = replace(fit, mixture=replace(fit.mixture, sigma_match=used))
                 linear = problem.linearize(fit, affine=False)
         step, promised = problem.velocity_step(fit, linear, 20, stiffness)
         moved, evaluation = _line_search(problem, fit, linear, step, promised)
