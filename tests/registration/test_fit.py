@@ -4,6 +4,7 @@ from scipy.ndimage import map_coordinates
 from scipy.spatial.transform import Rotation
 
 from brains import SHAPE, VOXEL_UM, brain, displacement_field, warped
+from cloudreg.registration.cuts import flat_faces
 from cloudreg.registration.fit import choose_scales, solve
 from cloudreg.registration.prepare import prepare
 from cloudreg.settings import RegistrationSettings
@@ -20,9 +21,10 @@ def atlas_grid():
     return Grid.from_spacing(SHAPE, (VOXEL_UM,) * 3)
 
 
-def registered(target, grid, rotations=IDENTITY, **settings):
+def registered(target, grid, rotations=IDENTITY, template=None, **settings):
     """Error of the fitted map at every voxel comes from `error_um`."""
-    atlas = prepared(brain(), atlas_grid(), "template", missing_data=False)
+    template = brain() if template is None else template
+    atlas = prepared(template, atlas_grid(), "template", missing_data=False)
     chosen = RegistrationSettings(resolution_um=VOXEL_UM, **{"levels": 2, **settings})
     scales = choose_scales(atlas, grid, atlas_grid(), chosen)
     return solve(prepared(target, grid), atlas, rotations, chosen, scales=scales)
@@ -168,6 +170,11 @@ def test_half_a_brain_is_known_for_one(case):
     assert np.median(error) < 0.3 * VOXEL_UM
 
 
-def test_a_whole_brain_has_no_cuts(case):
-    grid, seen, _ = case
-    assert registered(noisy(seen), grid, deform=False).cuts == []
+def test_a_flat_side_that_the_atlas_has_too_is_no_cut(case):
+    grid, seen, truth = case
+    middle = (SHAPE[2] - 1) // 2
+    half = brain()
+    half[:, :, middle:] = 0
+    target = noisy(np.where(truth[..., 2] < middle * VOXEL_UM, seen, 0))
+    assert len(flat_faces(prepared(target, grid))) > 0
+    assert registered(target, grid, template=half, deform=False).cuts == []

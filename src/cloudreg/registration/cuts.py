@@ -37,22 +37,25 @@ class Cut:
     normal
         Unit vector (z, y, x) in target space that points away from the tissue.
     offset_um
-        Points y with ``normal . y > offset_um`` lie beyond.
+        Points y of the plane have ``normal . y = offset_um``.
+    inward_um
+        How far from the plane to stop: the face itself is half tissue.
     flatness
         Share of the face that lies on the plane, 0 to 1.
     """
 
     normal: NDArray[np.float64]
     offset_um: float
+    inward_um: float
     flatness: float
 
     def beyond(self, grid: Grid) -> NDArray[np.bool_]:
-        """Return which voxels of a grid lie beyond the plane, (z, y, x)."""
+        """Return which voxels of a grid, (z, y, x), tell nothing: those beyond the plane or just before it."""
         # normal . (A i + t) is a sum of one number per index.
         slope = self.normal @ grid.affine[:3, :3]
         start = float(self.normal @ grid.affine[:3, 3])
         z, y, x = (slope[k] * np.arange(n) for k, n in enumerate(grid.shape))
-        return np.asarray(start + z[:, None, None] + y[:, None] + x > self.offset_um)
+        return np.asarray(start + z[:, None, None] + y[:, None] + x > self.offset_um - self.inward_um)
 
     def describe(self) -> str:
         """Return where the plane is, for messages."""
@@ -135,6 +138,4 @@ def _cut(grid: Grid, axis: int, high: bool, plane: NDArray[np.floating], flatnes
     covector = direction @ to_index[:3, :3]
     offset = level - direction @ to_index[:3, 3]
     length = float(np.linalg.norm(covector))
-    # A voxel inward: the face itself is half tissue.
-    offset -= float(np.linalg.norm(direction))
-    return Cut(covector / length, offset / length, flatness)
+    return Cut(covector / length, offset / length, float(np.linalg.norm(direction)) / length, flatness)

@@ -194,7 +194,6 @@ def solve(
     fit, energies = begun.fit, begun.energies
     report(describe(begun.poses))
     if begun.cuts:
-        report(f"the brain was cut at {' and '.join(c.describe() for c in begun.cuts)}: nothing beyond counts")
         target = target.without([cut.beyond(target.grid) for cut in begun.cuts])
         levels = [make_level(target, atlas, voxel_um) for voxel_um in scales.levels]
     if len(levels) > 1 and generators.size:

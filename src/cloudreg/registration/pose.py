@@ -17,12 +17,12 @@ from scipy.spatial.transform import Rotation
 from cloudreg.errors import InputError
 from cloudreg.registration.cuts import Cut
 from cloudreg.registration.levels import Image
-from cloudreg.registration.solver import Energy, Fit, Problem, fit_affine
+from cloudreg.registration.solver import Energy, Fit, Problem, fit_affine, fit_intensities
 
 _CLEAR = 0.2
 """A pose that wins by less than this (in log likelihood per voxel) is doubted, and turns in between are tried."""
 
-_TIE = 0.05
+TIE = 0.05
 """A margin below which two poses explain the target alike."""
 
 _TURN = np.deg2rad(30)
@@ -37,8 +37,9 @@ _PROMISING, _FINALISTS = 24, 4
 _PARTS = (0.5, 0.7, 0.85)
 """How much of the brain may be left on this side of a cut, to start from."""
 
-_WORTH = 0.1
-"""A cut must explain what is left of the target better than a whole brain does, by this much per voxel."""
+_WORTH, _MISSING = 0.1, 0.1
+"""A cut must explain what is left of the target better than a whole brain does, by this much per voxel, and take away
+at least this part of the atlas's brain: a flat side that the atlas has too is no cut."""
 
 
 @dataclass(frozen=True)
@@ -151,22 +152,26 @@ def find_start(
     Notes
     -----
     A cut is believed when, over the voxels on this side of it, the fit that knows of it leaves less unexplained than
-    the fit that takes the air beyond it for air.
+    the fit that takes the air beyond it for air, and puts a good part of the brain beyond.
     """
+    brain = atlas.grid.index_to_um(np.argwhere(atlas.foreground()))
     found = Start(*_best_pose(search, coarse, start, candidates, generators, turn=len(candidates) > 1), [])
     remaining = list(faces)
     while remaining:
         trials = []
         for face in remaining:
             cuts = [*found.cuts, face]
-            poses = _poses_of_parts(coarse, found, candidates, face, atlas)
+            poses = _poses_of_parts(coarse, found, candidates, face, brain, atlas.grid.voxel_volume_um3)
             fine, rough = (_without(problem, cuts) for problem in (coarse, search))
             fit, ranked, energies = _best_pose(rough, fine, start, poses, generators, turn=False)
-            gain = per_voxel(fine, found.fit) - per_voxel(fine, fit)
-            trials.append((gain, face, Start(fit, ranked, energies, cuts)))
-        gain, face, better = max(trials, key=lambda trial: trial[0])
-        if gain < _WORTH:
+            # Both may choose their greys for the same voxels, so that only what lies where is compared.
+            before, after = (fit_intensities(fine, f, iterations=_MORE_STEPS) for f in (found.fit, fit))
+            gain = per_voxel(fine, before) - per_voxel(fine, after)
+            if gain > _WORTH and np.mean(_this_side(brain, fit, [face])) < 1 - _MISSING:
+                trials.append((gain, face, Start(fit, ranked, energies, cuts)))
+        if not trials:
             break
+        _, face, better = max(trials, key=lambda trial: trial[0])
         found = better
         remaining.remove(face)
     return found
@@ -177,27 +182,41 @@ def _without(problem: Problem, cuts: Sequence[Cut]) -> Problem:
     return problem.at(problem.level.without(lost))
 
 
-def _poses_of_parts(problem: Problem, found: Start, candidates: Sequence[Pose], face: Cut, atlas: Image) -> list[Pose]:
-    """Match the target with the parts of the atlas that a plane like ``face`` may leave, in each orientation."""
+def _this_side(brain: NDArray[np.float64], fit: Fit, cuts: Sequence[Cut]) -> NDArray[np.bool_]:
+    """Return which of the atlas's points (n, 3) lie on this side of all cuts."""
+    back = np.linalg.inv(fit.to_atlas)
+    there = brain @ back[:3, :3].T + back[:3, 3]
+    return np.asarray(np.all([there @ cut.normal <= cut.offset_um for cut in cuts], axis=0))
+
+
+def _poses_of_parts(
+    problem: Problem,
+    found: Start,
+    candidates: Sequence[Pose],
+    face: Cut,
+    brain: NDArray[np.float64],
+    volume_um3: float,
+) -> list[Pose]:
+    """Match the target with the parts of the atlas that a plane like ``face`` may leave, in each orientation.
+
+    ``brain`` holds the atlas's points (n, 3), each of which stands for a volume.
+    """
     target = problem.level.target
-    points = atlas.grid.index_to_um(np.argwhere(atlas.foreground()))
     tissue = np.count_nonzero(target.foreground()) * target.grid.voxel_volume_um3
     middle = centroid(target)
     if found.cuts:
         # What earlier cuts took away is gone; the orientation is known by now.
-        back = np.linalg.inv(found.fit.to_atlas)
-        there = points @ back[:3, :3].T + back[:3, 3]
-        points = points[np.all([there @ cut.normal <= cut.offset_um for cut in found.cuts], axis=0)]
+        brain = brain[_this_side(brain, found.fit, found.cuts)]
         candidates = found.poses[:1]
     poses = []
     for pose in candidates:
         # Its rotation alone: the nearest orthogonal matrix.
         u, _, v = np.linalg.svd(pose.to_atlas[:3, :3])
         rotation = u @ v
-        along = points @ (rotation @ face.normal)
+        along = brain @ (rotation @ face.normal)
         for part in _PARTS:
-            left = points[along <= np.quantile(along, part)]
-            scale = float(np.clip((len(left) * atlas.grid.voxel_volume_um3 / tissue) ** (1 / 3), 0.7, 1.4))
+            left = brain[along <= np.quantile(along, part)]
+            scale = float(np.clip((len(left) * volume_um3 / tissue) ** (1 / 3), 0.7, 1.4))
             poses.append(_matching(pose.name, scale * rotation, middle, left.mean(axis=0)))
     return poses
 
@@ -240,7 +259,7 @@ def describe(poses: Sequence[Pose]) -> str:
     text = f"pose {best.name}: objective {best.objective:.3f} per voxel"
     if len(poses) > 1:
         text += f", next {poses[1].name} {poses[1].objective:.3f}"
-        if poses[1].objective - best.objective < _TIE:
+        if poses[1].objective - best.objective < TIE:
             text += ": as good as a tie, so look at the result or give --orientation"
     return text
 

@@ -277,6 +277,13 @@ def fit_affine(
     return fit, energies
 
 
+def fit_intensities(problem: Problem, fit: Fit, *, iterations: int) -> Fit:
+    """Fit the contrast and the mixture; what lies where stays."""
+    for _ in range(iterations):
+        fit = _em_update(fit, problem.evaluate(fit), None)
+    return fit
+
+
 def fit_velocity(
     problem: Problem,
     fit: Fit,
