@@ -16,6 +16,10 @@ class InputError(CloudRegError, ValueError):
     exit_code = 2
 
 
+class StoreUnreachableError(CloudRegError, ConnectionError):
+    """An object store or a web server gave no answer for as long as it is worth to wait."""
+
+
 class MissingExtraError(InputError, ImportError):
     """An optional dependency is not installed."""
 

@@ -14,12 +14,23 @@ from numpy.typing import DTypeLike, NDArray
 
 from cloudreg.errors import InputError
 from cloudreg.execution import require_free_space
-from cloudreg.io.chunked import ChunkedSource, Json, StoredArray, is_remote, read_json, write_json
+from cloudreg.io.chunked import ChunkedSource, StoredArray
 from cloudreg.io.dtypes import Kind, held_dtype
 from cloudreg.io.layout import KEY, Layout
 from cloudreg.io.levels import pyramid_grids
+from cloudreg.io.objects import (
+    Json,
+    is_remote,
+    plain_address,
+    read_json,
+    read_jsons,
+    remove_folder,
+    require_bucket,
+    write_json,
+    write_new_json,
+)
 from cloudreg.io.ome_zarr import ome_zarr_arrays, ome_zarr_metadata
-from cloudreg.io.opening import open_volume
+from cloudreg.io.opening import ROOTS, open_volume
 from cloudreg.io.precomputed import PREFIX, precomputed_arrays, precomputed_metadata
 from cloudreg.io.volume import Volume
 from cloudreg.space import Box, Grid, parse_orientation
@@ -176,10 +187,11 @@ def create_volume(
     root = _ROOT[layout.format]
     found = read_json(layout.path, root)
     if found is None:
+        _require_empty(layout.path)
         if not is_remote(layout.path):
-            _require_empty(Path(layout.path))
             require_free_space(layout.path, layout.bytes, f"volume {layout.path}")
-        write_json(layout.path, root, metadata)
+        if not write_new_json(layout.path, root, metadata):
+            raise _occupied(layout, "one that another program began at this moment")
     elif found != metadata:
         raise _occupied(layout, "a finished volume" if found == _metadata(layout, complete=True) else "another one")
     try:
@@ -196,15 +208,19 @@ def remove_volume(path: str) -> None:
     InputError
         If the path holds anything else.
     """
-    folder = Path(path.removeprefix(PREFIX))
-    if not folder.exists():
+    address = plain_address(path.removeprefix(PREFIX))
+    folder = None if is_remote(address) else Path(address)
+    if folder is not None and not folder.exists():
         return
-    found = read_json(str(folder), "zarr.json") or read_json(str(folder), "info") if folder.is_dir() else None
-    if found is None or KEY not in found.get("attributes", found):
-        if folder.is_dir() and not any(folder.iterdir()):
+    roots = {} if folder is not None and not folder.is_dir() else read_jsons(address, ROOTS)
+    if not any(KEY in found.get("attributes", found) for found in roots.values()):
+        if not roots and (folder is None or (folder.is_dir() and not any(folder.iterdir()))):
             return
-        raise InputError(f"expected a volume written by CloudReg at {folder}, got something else: remove it yourself")
-    shutil.rmtree(folder)
+        raise InputError(f"expected a volume written by CloudReg at {address}, got something else: remove it yourself")
+    if folder is None:
+        remove_folder(address)
+    else:
+        shutil.rmtree(folder)
 
 
 def reopen_volume(path: str | os.PathLike[str]) -> VolumeWriter:
@@ -248,7 +264,7 @@ def _layout(
     channel_names: Sequence[str] | None,
 ) -> Layout:
     text = os.fspath(path)
-    folder = text.removeprefix(PREFIX).rstrip("/")
+    folder = plain_address(text.removeprefix(PREFIX))
     precomputed = text.startswith(PREFIX)
     if not precomputed and not folder.endswith(".zarr"):
         raise InputError(f"expected a path that ends in .ome.zarr or starts with precomputed://, got {text}")
@@ -260,7 +276,7 @@ def _layout(
         )
     z, y, x = chunk or ((64, 64, 64) if precomputed else (64, 128, 128))
     return Layout(
-        path=folder if is_remote(folder) else os.path.abspath(folder),  # noqa: PTH100 - text, not a Path
+        path=folder,
         format="precomputed" if precomputed else "ome-zarr",
         levels=pyramid_grids(grid, levels),
         dtype=held_dtype(dtype, text),
@@ -291,7 +307,16 @@ def _occupied(layout: Layout, by: str) -> InputError:
     )
 
 
-def _require_empty(folder: Path) -> None:
+def _require_empty(path: str) -> None:
+    if is_remote(path):
+        require_bucket(path)
+        others = read_jsons(path, ROOTS)
+        if others:
+            raise InputError(
+                f"expected nothing at {path}, got another volume's {', '.join(others)}: choose a new place or remove it"
+            )
+        return
+    folder = Path(path)
     # A run killed while it wrote the very first file leaves that file's lock.
     if folder.exists() and not (folder.is_dir() and all(p.name.endswith(".__lock") for p in folder.iterdir())):
         raise InputError(f"expected nothing at {folder}, got something that is no volume: choose a new place")

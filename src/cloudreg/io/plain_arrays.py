@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 
 from cloudreg.errors import InputError
-from cloudreg.io.chunked import ChunkedSource, Json, StoredArray, kvstore, read_json
+from cloudreg.io.chunked import ChunkedSource, StoredArray
 from cloudreg.io.dtypes import held_dtype, likely_kind
 from cloudreg.io.lengths import VoxelSizeUnknownError, micrometres_per
+from cloudreg.io.objects import Json, read_json
 from cloudreg.io.volume import Volume
 from cloudreg.space import Grid
 
@@ -65,7 +66,7 @@ def _axes(path: str, rank: int) -> str:
 def _volume(
     path: str, form: str, paths: list[str], spec: Json, axes: str, size: tuple[float, float, float] | None
 ) -> Volume:
-    arrays = tuple(StoredArray({**spec, "kvstore": kvstore(p)}, axes) for p in paths)
+    arrays = tuple(StoredArray(p, spec, axes) for p in paths)
     first = arrays[0].open()
     shapes = [a.view().shape for a in arrays]
     finest = Grid.from_spacing(shapes[0][1:], size or (1.0, 1.0, 1.0))

@@ -18,10 +18,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cloudreg.errors import InputError
-from cloudreg.io.chunked import ChunkedSource, Json, StoredArray, kvstore
+from cloudreg.io.chunked import ChunkedSource, StoredArray
 from cloudreg.io.dtypes import held_dtype
 from cloudreg.io.layout import KEY, Layout
 from cloudreg.io.levels import pyramid_grids
+from cloudreg.io.objects import Json
 from cloudreg.io.volume import Volume
 from cloudreg.space import Grid
 
@@ -110,8 +111,7 @@ def precomputed_arrays(layout: Layout) -> tuple[StoredArray, ...]:
 
 
 def _array(path: str, level: int) -> StoredArray:
-    spec = {"driver": "neuroglancer_precomputed", "kvstore": kvstore(path), "scale_index": level}
-    return StoredArray(spec, "xyzc")
+    return StoredArray(path, {"driver": "neuroglancer_precomputed", "scale_index": level}, "xyzc")
 
 
 def _ratio(coarse: Grid, fine: Grid) -> NDArray[np.int64]:
