@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cloudreg.errors import InputError
-from cloudreg.io.objects import Json, context, explained, first_words, kvstore, tensorstore_errors
+from cloudreg.io.objects import Json, context, explained, explaining, first_words, kvstore
 from cloudreg.space import Box
 
 
@@ -66,12 +66,12 @@ class StoredArray:
 
     def read(self, channels: slice, box: Box) -> NDArray[Any]:
         """Return a box, shape (c, z, y, x)."""
-        with tensorstore_errors(self.path, f"read box {box} of"):
+        with explaining(self.path, f"read box {box} of"):
             return np.asarray(self.view()[(channels, *box.slices)].read(order="C").result())
 
     def write(self, channels: slice, box: Box, array: NDArray[Any]) -> None:
         """Write a box, shape (c, z, y, x); returns when it is on disk."""
-        with tensorstore_errors(self.path, f"write box {box} of"):
+        with explaining(self.path, f"write box {box} of"):
             self.view()[(channels, *box.slices)].write(array).result()
 
 

@@ -131,9 +131,7 @@ def _profile(name: str) -> dict[str, str]:
             parser.read(file)
         except configparser.Error as error:
             reason = str(error).replace("\n", " ")
-            raise InputError(
-                f"expected an AWS settings file at {file}, got another text ({reason}): mend it"
-            ) from error
+            raise InputError(f"expected an AWS settings file at {file}, got {reason}: mend it") from error
         if parser.has_section(title):
             values |= dict(parser.items(title))
     return values
@@ -163,7 +161,7 @@ def _as_credentials_file(secrets: Path) -> str:
             lines.append(f"aws_session_token = {values['AWS_SESSION_TOKEN']}")
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(
-            f"expected AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY in the JSON of {secrets}, got something else: mend it"
+            f"expected AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY in {secrets}, got something else: mend it"
         ) from error
     text = "\n".join(lines) + "\n"
     copy = Path(_private_folder().name) / secrets.name

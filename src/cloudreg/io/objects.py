@@ -1,7 +1,7 @@
 """Files by name, wherever they lie: disks, S3 and its likes, Google's store, web servers; by tensorstore.
 
-An address is ``s3://bucket/folder``, ``gs://bucket/folder``, ``http(s)://server/folder`` or ``file:///folder``; all else
-is a path on this machine.
+An address is ``s3://bucket/folder``, ``gs://bucket/folder``, ``http(s)://server/folder`` or ``file:///folder``; all
+else is a path on this machine.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ import functools
 import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from cloudreg.errors import InputError, StoreUnreachableError
@@ -65,7 +66,7 @@ def context(*, patient: bool = True) -> Any:
 
     tries = {"max_retries": 12 if patient else 4, "initial_delay": "0.5s", "max_delay": "32s"}
     names = ("s3_request_retries", "gcs_request_retries", "http_request_retries")
-    return ts.Context({name: tries for name in names})
+    return ts.Context(dict.fromkeys(names, tries))
 
 
 def read_files(path: str, keys: Sequence[str]) -> dict[str, bytes]:
@@ -76,7 +77,7 @@ def read_files(path: str, keys: Sequence[str]) -> dict[str, bytes]:
     InputError
         If the folder can't be reached.
     """
-    with tensorstore_errors(path, "read"):
+    with explaining(path, "read"):
         store = _open(path)
         pending = {key: store.read(key) for key in keys}
         found = {key: future.result() for key, future in pending.items()}
@@ -101,7 +102,7 @@ def read_json(path: str, key: str) -> Json | None:
 
 def write_json(path: str, key: str, value: Json) -> None:
     """Write a JSON object as file ``key`` of a folder, at once or not at all."""
-    with tensorstore_errors(path, "write"):
+    with explaining(path, "write"):
         _open(path).write(key, _as_bytes(value)).result()
 
 
@@ -110,7 +111,7 @@ def write_new_json(path: str, key: str, value: Json) -> bool:
 
     Of two programs that do this at the same moment one gets True.
     """
-    with tensorstore_errors(path, "write"):
+    with explaining(path, "write"):
         store = _open(path, conditional=True)
         found = store.read(key).result()
         if found.state == "value":
@@ -122,7 +123,7 @@ def list_files(path: str, under: str = "") -> list[str]:
     """Return the names of all files in a folder and in its folders, that start with ``under``, sorted."""
     import tensorstore as ts
 
-    with tensorstore_errors(path, "list"):
+    with explaining(path, "list"):
         store = _open(path)
         wanted = ts.KvStore.KeyRange(under, under[:-1] + chr(ord(under[-1]) + 1)) if under else None
         keys = store.list(wanted).result() if wanted is not None else store.list().result()
@@ -133,7 +134,7 @@ def remove_folder(path: str) -> None:
     """Remove all files of a folder of an object store."""
     import tensorstore as ts
 
-    with tensorstore_errors(path, "remove"):
+    with explaining(path, "remove"):
         _open(path).delete_range(ts.KvStore.KeyRange()).result()
 
 
@@ -149,7 +150,8 @@ def require_bucket(path: str) -> None:
         list_files(path, ".cloudreg-is-there-a-bucket")
 
 
-class tensorstore_errors:  # noqa: N801 - used as a statement
+@contextmanager
+def explaining(path: str, doing: str) -> Iterator[None]:
     """Turn tensorstore's errors into ours, with the address and what to do.
 
     Parameters
@@ -157,20 +159,14 @@ class tensorstore_errors:  # noqa: N801 - used as a statement
     path
         What is read or written.
     doing
-        ``"read"``, ``"write"``, ``"list"`` or ``"remove"``.
+        What is done to it, such as ``"read"``.
     """
-
-    def __init__(self, path: str, doing: str) -> None:
-        self.path = path
-        self.doing = doing
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        # tensorstore raises ValueError for nearly everything that a file or a server can do.
-        if isinstance(error, ValueError) and not isinstance(error, InputError):
-            raise explained(error, self.path, self.doing) from error
+    try:
+        yield
+    except InputError:
+        raise
+    except ValueError as error:  # tensorstore's word for nearly everything that a file or a server can do
+        raise explained(error, path, doing) from error
 
 
 def explained(error: ValueError, path: str, doing: str) -> InputError | StoreUnreachableError:
