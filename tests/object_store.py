@@ -149,7 +149,7 @@ class FaultyProxy:
                     self.send_response(503)
                     self.send_header("Content-Length", str(len(text)))
                     self.end_headers()
-                    self.wfile.write(text)
+                    self.wfile.write(text if self.command != "HEAD" else b"")
                     return
                 if fault == "drop":
                     self.close_connection = True
@@ -163,7 +163,8 @@ class FaultyProxy:
                     if name.lower() not in ("content-length", "transfer-encoding", "connection"):
                         self.send_header(name, value)
                 length = answer.getheader("Content-Length") if self.command == "HEAD" else len(content)
-                self.send_header("Content-Length", str(length or 0))
+                if answer.status not in (204, 304):
+                    self.send_header("Content-Length", str(length or 0))
                 self.end_headers()
                 if fault == "cut":
                     content = content[: len(content) // 2]

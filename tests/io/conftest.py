@@ -4,6 +4,7 @@ import os
 
 import pytest
 from hypothesis import settings
+
 from object_store import KEY, SECRET, S3Server
 
 settings.register_profile("cloudreg", deadline=None, derandomize=True, max_examples=40)

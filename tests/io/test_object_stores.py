@@ -7,13 +7,13 @@ import time
 
 import numpy as np
 import pytest
-from object_store import KEY, READER_KEY, READER_SECRET, SECRET, FaultyProxy, S3Server
 
 from cloudreg.errors import InputError, StoreUnreachableError
 from cloudreg.execution import Engine
 from cloudreg.io import convert, create_volume, open_volume, write_volume
 from cloudreg.io.objects import list_files, write_new_json
 from cloudreg.space import Box, Grid
+from object_store import KEY, READER_KEY, READER_SECRET, SECRET, FaultyProxy, S3Server
 
 ARRAY = np.random.default_rng(0).integers(1, 999, (70, 80, 90)).astype(np.uint16)
 GRID = Grid.from_spacing(ARRAY.shape, (2, 2, 2), (16, 32, -8))
@@ -136,7 +136,7 @@ class TestCredentials:
     def test_secrets_that_are_none(self):
         (self.home / ".cloudvolume" / "secrets").mkdir(parents=True)
         (self.home / ".cloudvolume" / "secrets" / "aws-secret.json").write_text('{"key": 3}')
-        with pytest.raises(InputError, match=r"expected AWS_ACCESS_KEY_ID .* aws-secret\.json"):
+        with pytest.raises(InputError, match=r"expected AWS_ACCESS_KEY_ID .*aws-secret\.json"):
             open_volume("s3://private/v.ome.zarr")
 
     @pytest.mark.parametrize(("key", "secret"), [(KEY, "wrong"), ("nobody", SECRET)])

@@ -84,7 +84,7 @@ def _credentials(bucket: str, profile: str, written: Mapping[str, str]) -> tuple
     if os.environ.get("AWS_ACCESS_KEY_ID") and os.environ.get("AWS_SECRET_ACCESS_KEY"):
         return "AWS_ACCESS_KEY_ID", (("type", "environment"),)
     if written.keys() & {"aws_access_key_id", "role_arn"}:
-        files = (("config_file", str(_config_file())), ("credentials_file", str(_credentials_file())))
+        files = (("config_file", _or_none(_config_file())), ("credentials_file", _or_none(_credentials_file())))
         return f"profile {profile}", (("type", "profile"), ("profile", profile), *files)
     if written.keys() & {"sso_session", "sso_start_url", "credential_process"}:
         raise InputError(
@@ -95,11 +95,8 @@ def _credentials(bucket: str, profile: str, written: Mapping[str, str]) -> tuple
         return "this container's role", (("type", "default"),)
     file = _secrets_file(bucket, "aws")
     if file is not None:
-        return str(file), (
-            ("type", "profile"),
-            ("profile", "default"),
-            ("credentials_file", _as_credentials_file(file)),
-        )
+        files = (("config_file", os.devnull), ("credentials_file", _as_credentials_file(file)))
+        return str(file), (("type", "profile"), ("profile", "default"), *files)
     if _on_ec2() and not _is_true("AWS_EC2_METADATA_DISABLED"):
         return "this machine's role", (("type", "imds"),)
     return "nobody", (("type", "anonymous"),)
@@ -119,6 +116,11 @@ def _config_file() -> Path:
 
 def _credentials_file() -> Path:
     return Path(os.environ.get("AWS_SHARED_CREDENTIALS_FILE") or "~/.aws/credentials").expanduser()
+
+
+def _or_none(file: Path) -> str:
+    """Return the path of a file, or of one without content: tensorstore wants both files to be there."""
+    return str(file) if file.is_file() else os.devnull
 
 
 def _profile(name: str) -> dict[str, str]:

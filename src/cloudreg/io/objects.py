@@ -54,7 +54,6 @@ def kvstore(path: str, *, conditional: bool = False) -> Json | str:
     return {"driver": "file", "path": os.path.join(os.path.abspath(path), "")}  # noqa: PTH100, PTH118 - text, not a Path
 
 
-@functools.lru_cache(maxsize=2)
 def context(*, patient: bool = True) -> Any:
     """Return how tensorstore behaves, the same for all arrays of this process.
 
@@ -62,11 +61,17 @@ def context(*, patient: bool = True) -> Any:
     long job, in which a server may start anew, and for a few seconds at its beginning (``patient=False``), where an
     address is more likely wrong.
     """
+    # tensorstore keeps credentials with the context: new ones in the environment need a new context.
+    keys = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
+    return _context(patient, hash(tuple(os.environ.get(key) for key in keys)))
+
+
+@functools.lru_cache
+def _context(patient: bool, who: int) -> Any:
     import tensorstore as ts
 
     tries = {"max_retries": 12 if patient else 4, "initial_delay": "0.5s", "max_delay": "32s"}
-    names = ("s3_request_retries", "gcs_request_retries", "http_request_retries")
-    return ts.Context(dict.fromkeys(names, tries))
+    return ts.Context(dict.fromkeys(("s3_request_retries", "gcs_request_retries", "http_request_retries"), tries))
 
 
 def read_files(path: str, keys: Sequence[str]) -> dict[str, bytes]:
