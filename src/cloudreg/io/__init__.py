@@ -1,15 +1,17 @@
 """Volumes on disk: open, read, create and write them, in every format, in z y x and micrometres."""
 
 from cloudreg.io.convert import convert
-from cloudreg.io.create import VolumeWriter, create_volume, remove_volume
+from cloudreg.io.create import create_volume
 from cloudreg.io.describe import describe
 from cloudreg.io.downsample import downsample
 from cloudreg.io.dtypes import Kind, to_dtype
+from cloudreg.io.existing import remove_volume
 from cloudreg.io.levels import pyramid_grids
 from cloudreg.io.opening import open_volume
 from cloudreg.io.pyramid import build_pyramid
 from cloudreg.io.resample import read_resampled
 from cloudreg.io.volume import Volume
+from cloudreg.io.writer import VolumeWriter
 from cloudreg.io.writing import write_volume
 
 __all__ = [

@@ -69,10 +69,24 @@ class StoredArray:
         with explaining(self.path, f"read box {box} of"):
             return np.asarray(self.view()[(channels, *box.slices)].read(order="C").result())
 
-    def write(self, channels: slice, box: Box, array: NDArray[Any]) -> None:
-        """Write a box, shape (c, z, y, x); returns when it is on disk."""
+    def begin_write(self, channels: slice, box: Box, array: NDArray[Any]) -> Pending:
+        """Begin to write a box, shape (c, z, y, x)."""
         with explaining(self.path, f"write box {box} of"):
-            self.view()[(channels, *box.slices)].write(array).result()
+            return Pending(self.path, box, self.view()[(channels, *box.slices)].write(array))
+
+
+@dataclass(frozen=True)
+class Pending:
+    """A box that is being written."""
+
+    path: str
+    box: Box
+    future: Any
+
+    def wait(self) -> None:
+        """Return when it is on disk; raise what went wrong."""
+        with explaining(self.path, f"write box {self.box} of"):
+            self.future.result()
 
 
 @dataclass(frozen=True)

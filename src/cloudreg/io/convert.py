@@ -16,13 +16,14 @@ from cloudreg.errors import InputError
 from cloudreg.execution import Engine, Ledger, require_free_space
 from cloudreg.execution.progress import track
 from cloudreg.io.blocks import blocks_within
-from cloudreg.io.create import VolumeWriter, create_volume
+from cloudreg.io.create import create_volume
 from cloudreg.io.dtypes import Kind, held_dtype, to_dtype
 from cloudreg.io.opening import open_volume
 from cloudreg.io.pyramid import build_pyramid
 from cloudreg.io.tiff_writing import require_tiff_type, write_tiff, write_tiff_series
 from cloudreg.io.volume import Volume
 from cloudreg.io.whole import new_file
+from cloudreg.io.writer import VolumeWriter
 from cloudreg.io.writing import require_new, writable_format, write_volume
 from cloudreg.space import Box
 

@@ -94,6 +94,18 @@ def precomputed_metadata(layout: Layout, *, complete: bool) -> Json:
         if segments and layout.dtype.name in ("uint32", "uint64"):
             scale["encoding"] = "compressed_segmentation"
             scale["compressed_segmentation_block_size"] = [8, 8, 8]
+        if layout.sharded:
+            within = sum(layout.shard_bits(level))
+            scale["sharding"] = {
+                "@type": "neuroglancer_uint64_sharded_v1",
+                # One minishard a shard: a reader needs two small requests before its first chunk, no more.
+                "preshift_bits": within,
+                "hash": "identity",
+                "minishard_bits": 0,
+                "shard_bits": sum(layout.grid_bits(level)) - within,
+                "minishard_index_encoding": "gzip",
+                "data_encoding": "gzip",
+            }
         scales.append(scale)
     return {
         "@type": "neuroglancer_multiscale_volume",

@@ -9,9 +9,10 @@ import numpy as np
 
 from cloudreg.execution import Engine, Ledger
 from cloudreg.io.blocks import blocks_within, run_blocks
-from cloudreg.io.create import VolumeWriter, reopen_volume
 from cloudreg.io.downsample import downsample
+from cloudreg.io.existing import reopen_volume
 from cloudreg.io.volume import Volume
+from cloudreg.io.writer import VolumeWriter
 from cloudreg.space import Box, Grid
 
 
