@@ -15,15 +15,13 @@ from numpy.typing import DTypeLike, NDArray
 from cloudreg.errors import InputError
 from cloudreg.execution import Engine, Ledger, require_free_space
 from cloudreg.execution.progress import track
-from cloudreg.io.blocks import blocks_within
 from cloudreg.io.create import create_volume
 from cloudreg.io.dtypes import Kind, held_dtype, to_dtype
 from cloudreg.io.opening import open_volume
-from cloudreg.io.pyramid import build_pyramid
+from cloudreg.io.pyramid import write_levels
 from cloudreg.io.tiff_writing import require_tiff_type, write_tiff, write_tiff_series
 from cloudreg.io.volume import Volume
 from cloudreg.io.whole import new_file
-from cloudreg.io.writer import VolumeWriter
 from cloudreg.io.writing import require_new, writable_format, write_volume
 from cloudreg.space import Box
 
@@ -103,6 +101,11 @@ class _Reader:
     level: int
     dtype: np.dtype[Any]
 
+    @property
+    def bytes_per_voxel(self) -> int:
+        """Memory that the type of the source takes where it is not the one wanted."""
+        return 0 if self.volume.dtype == self.dtype else self.volume.dtype.itemsize
+
     def __call__(self, box: Box, channel: int | None) -> NDArray[Any]:
         array = self.volume.read(box, level=self.level, channel=channel)
         result = to_dtype(array, self.dtype)
@@ -122,17 +125,6 @@ class _Reader:
                     advance(1)
 
 
-@dataclass(frozen=True)
-class _Copy:
-    """Copies one block."""
-
-    reader: _Reader
-    writer: VolumeWriter
-
-    def __call__(self, box: Box) -> None:
-        self.writer.write(box, self.reader(box, None), channel=None)
-
-
 def _to_chunks(reader: _Reader, destination: str | os.PathLike[str], engine: Engine, ledger: Ledger | None) -> Volume:
     volume = reader.volume
     writer = create_volume(
@@ -144,10 +136,7 @@ def _to_chunks(reader: _Reader, destination: str | os.PathLike[str], engine: Eng
         orientation=volume.orientation,
         channel_names=volume.channel_names,
     )
-    voxel_bytes = 2 * volume.channels * (volume.dtype.itemsize + reader.dtype.itemsize)
-    boxes = blocks_within(writer.grid.shape, writer.block_shape(), voxel_bytes, engine.memory_per_block_bytes)
-    engine.run(_Copy(reader, writer), boxes, label="Copying", ledger=ledger)
-    build_pyramid(writer, engine=engine, ledger=ledger)
+    write_levels(reader, writer, read_bytes=reader.bytes_per_voxel, engine=engine, ledger=ledger)
     return writer.complete()
 
 
