@@ -36,6 +36,7 @@ def convert(
     kind: Kind | None = None,
     level: int = 0,
     dtype: DTypeLike | None = None,
+    sharded: bool | None = None,
     ledger: Ledger | None = None,
 ) -> Volume:
     """Write a volume again in the format that the destination's name says.
@@ -57,6 +58,8 @@ def convert(
     dtype
         Type of the result, by default the source's. Numbers are rounded to nearest and clipped; ids that don't fit
         are refused.
+    sharded
+        Whether many chunks share an object; see `create_volume`.
     ledger
         Remembers finished blocks of a chunked destination, so that a killed run goes on.
 
@@ -75,7 +78,7 @@ def convert(
     reader = _Reader(volume, level, wanted)
     match writable_format(destination):
         case "chunked":
-            return _to_chunks(reader, destination, engine, ledger)
+            return _to_chunks(reader, destination, engine, ledger, sharded)
         case "tiff":
             return _to_tiff(reader, Path(destination))
         case "tiff-series":
@@ -125,7 +128,9 @@ class _Reader:
                     advance(1)
 
 
-def _to_chunks(reader: _Reader, destination: str | os.PathLike[str], engine: Engine, ledger: Ledger | None) -> Volume:
+def _to_chunks(
+    reader: _Reader, destination: str | os.PathLike[str], engine: Engine, ledger: Ledger | None, sharded: bool | None
+) -> Volume:
     volume = reader.volume
     writer = create_volume(
         destination,
@@ -135,6 +140,7 @@ def _to_chunks(reader: _Reader, destination: str | os.PathLike[str], engine: Eng
         kind=volume.kind,
         orientation=volume.orientation,
         channel_names=volume.channel_names,
+        sharded=sharded,
     )
     write_levels(reader, writer, read_bytes=reader.bytes_per_voxel, engine=engine, ledger=ledger)
     return writer.complete()
