@@ -66,7 +66,18 @@ def create_volume(
     InputError
         If the path holds anything else, its name is of no chunked format, or the disk is too small.
     """
-    layout = _layout(path, grid, dtype, channels, kind, orientation, chunk, levels, channel_names, sharded)
+    layout = planned_layout(
+        path,
+        grid,
+        dtype,
+        channels=channels,
+        kind=kind,
+        orientation=orientation,
+        chunk=chunk,
+        levels=levels,
+        channel_names=channel_names,
+        sharded=sharded,
+    )
     if overwrite:
         remove_volume(layout.path)
     metadata = metadata_of(layout, complete=False)
@@ -81,23 +92,25 @@ def create_volume(
     elif found != metadata:
         raise _occupied(layout, "a finished volume" if found == metadata_of(layout, complete=True) else "another one")
     try:
-        return opened_writer(layout)
+        return opened_writer(layout, is_new=found is None)
     except InputError as error:  # the levels' arrays know their types and chunks, which the group does not
         raise _occupied(layout, "another one") from error
 
 
-def _layout(
+def planned_layout(
     path: str | os.PathLike[str],
     grid: Grid,
     dtype: DTypeLike,
-    channels: int,
-    kind: Kind,
-    orientation: str | None,
-    chunk: Sequence[int] | None,
-    levels: int | None,
-    channel_names: Sequence[str] | None,
-    sharded: bool | None,
+    *,
+    channels: int = 1,
+    kind: Kind = "image",
+    orientation: str | None = None,
+    chunk: Sequence[int] | None = None,
+    levels: int | None = None,
+    channel_names: Sequence[str] | None = None,
+    sharded: bool | None = None,
 ) -> Layout:
+    """Return what `create_volume` would make of the same parameters."""
     text = os.fspath(path)
     folder = plain_address(text.removeprefix(PREFIX))
     precomputed = text.startswith(PREFIX)

@@ -101,7 +101,7 @@ class TiffFile:
                     page = np.ravel_multi_index([z if a == "z" else c for a in planes], counts) if planes else 0
                     file.seek(offset + (int(page) * layout.shape[-2] + box.start[1]) * width * size)
                     # Whole rows go where they belong at once.
-                    into = result[j, i] if box.shape[2] == width else rows
+                    into: Any = result[j, i] if box.shape[2] == width else rows
                     if file.readinto(memoryview(into).cast("B")) != into.nbytes:
                         raise ValueError("it ends within a plane")
                     if into is rows:

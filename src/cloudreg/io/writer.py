@@ -28,10 +28,18 @@ class VolumeWriter:
 
     Blocks that are whole multiples of `block_shape` may be written at the same time and in any order: the bytes on
     disk do not depend on it.
+
+    Parameters
+    ----------
+    layout, arrays
+        What the volume will be, and where its levels are stored.
+    is_new
+        Whether there was nothing of it before.
     """
 
     layout: Layout
     arrays: tuple[StoredArray, ...]
+    is_new: bool = False
 
     @property
     def path(self) -> str:
@@ -134,9 +142,9 @@ def metadata_of(layout: Layout, *, complete: bool) -> Json:
     return ome_zarr_metadata(layout, complete=complete)
 
 
-def opened_writer(layout: Layout) -> VolumeWriter:
+def opened_writer(layout: Layout, *, is_new: bool = False) -> VolumeWriter:
     """Return a writer whose levels' arrays exist; the root file must."""
     arrays = precomputed_arrays(layout) if layout.format == "precomputed" else ome_zarr_arrays(layout)
     for array in arrays:
         array.open()
-    return VolumeWriter(layout, arrays)
+    return VolumeWriter(layout, arrays, is_new)
