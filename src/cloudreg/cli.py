@@ -266,9 +266,7 @@ def convert(
     level: Level = None,
     resolution: NearResolution = None,
     region: Region = None,
-    dtype: Annotated[
-        str | None, typer.Option("--dtype", help="Such as uint16; numbers are rounded and clipped.")
-    ] = None,
+    dtype: Annotated[str | None, typer.Option("--dtype", help="Such as uint16; rounds and clips.")] = None,
     sharded: Annotated[
         bool | None,
         typer.Option("--sharded/--no-sharded", help="Many chunks an object; default: for more than a gigabyte."),

@@ -128,7 +128,9 @@ def convert(
     if dry_run:
         _print_rows(describe_cost(part, out, dtype=dtype, sharded=sharded))
         return
-    what = [volume.path, volume.dtype.name, str(volume.grid.to_dict()), level, region, dtype, sharded, out]
+    stored = Path(volume.path.removeprefix("precomputed://"))
+    age = stored.stat().st_mtime_ns if stored.exists() else 0
+    what = [volume.path, age, volume.dtype.name, str(volume.grid.to_dict()), level, region, dtype, sharded, out]
     ledger = Ledger(_ledger_path(out, hashlib.sha256(json.dumps(what).encode()).hexdigest()[:16]))
     convert_volume(
         volume,
