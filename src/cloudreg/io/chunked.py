@@ -13,6 +13,10 @@ from cloudreg.io.objects import Json, context, explained, explaining, first_word
 from cloudreg.space import Box
 
 
+class AnotherArrayError(InputError):
+    """An array is there, and not the one that was to be made."""
+
+
 class StoredArray:
     """One array of a chunked format, seen as (c, z, y, x) whatever its stored axes.
 
@@ -45,9 +49,11 @@ class StoredArray:
         except InputError:
             raise
         except ValueError as error:
-            if "PERMISSION_DENIED" in str(error) or "attempts failed" in str(error):
-                raise explained(error, self.path, "open") from error
-            raise InputError(f"expected an array at {self.path}: {first_words(error)}") from error
+            if "FAILED_PRECONDITION" in str(error):
+                raise AnotherArrayError(f"expected the array at {self.path}: {first_words(error)}") from error
+            if "NOT_FOUND" in str(error):
+                raise InputError(f"expected an array at {self.path}: {first_words(error)}") from error
+            raise explained(error, self.path, "open") from error
 
     def view(self) -> Any:
         """Return the array with axes (c, z, y, x) that all start at 0."""

@@ -11,6 +11,7 @@ from numpy.typing import DTypeLike
 
 from cloudreg.errors import InputError
 from cloudreg.execution import require_free_space
+from cloudreg.io.chunked import AnotherArrayError
 from cloudreg.io.dtypes import Kind, held_dtype
 from cloudreg.io.existing import remove_volume
 from cloudreg.io.layout import Layout, is_large
@@ -93,7 +94,7 @@ def create_volume(
         raise _occupied(layout, "a finished volume" if found == metadata_of(layout, complete=True) else "another one")
     try:
         return opened_writer(layout, is_new=found is None)
-    except InputError as error:  # the levels' arrays know their types and chunks, which the group does not
+    except AnotherArrayError as error:  # the levels' arrays know their types and chunks, which the group does not
         raise _occupied(layout, "another one") from error
 
 
