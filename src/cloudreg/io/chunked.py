@@ -28,16 +28,19 @@ class StoredArray:
         What tensorstore needs to open it, but for the place.
     axes
         One letter per stored axis out of ``tczyx``; t must have one entry.
+    context
+        tensorstore's, if it is not that of all arrays; it is not pickled.
     """
 
-    def __init__(self, path: str, spec: Json, axes: str) -> None:
+    def __init__(self, path: str, spec: Json, axes: str, *, context: Any = None) -> None:
+        self._context = context
         self.path = path
         self.spec = spec
         self.axes = axes
         self._store: Any = None
 
     def __getstate__(self) -> Json:
-        return {"path": self.path, "spec": self.spec, "axes": self.axes, "_store": None}
+        return {"path": self.path, "spec": self.spec, "axes": self.axes, "_store": None, "_context": None}
 
     def open(self, *, patient: bool = False) -> Any:
         """Return the open tensorstore array, stored axes as they are."""
@@ -45,7 +48,7 @@ class StoredArray:
 
         try:
             spec = {**self.spec, "kvstore": kvstore(self.path)}
-            return ts.open(spec, context=context(patient=patient)).result()
+            return ts.open(spec, context=self._context or context(patient=patient)).result()
         except InputError:
             raise
         except ValueError as error:
