@@ -50,22 +50,19 @@ class GzippedArray(StoredArray):
         import tensorstore as ts
 
         context = ts.Context()
-        memory = ts.KvStore.open("memory://", context=context).result()
+        memory = ts.KvStore.open("memory://unzipped/", context=context).result()
         memory["info"] = json.dumps(self.info).encode()
         for key in self._keys(box):
             content = _content(Path(self.path) / key)
             if content is not None:
                 memory[key] = content
-        unzipped = StoredArray("memory://", self.spec, self.axes, context=context)
+        unzipped = StoredArray("memory://unzipped", self.spec, self.axes, context=context)
         return unzipped.read(channels, box)
 
     def _keys(self, box: Box) -> list[str]:
         along = []
-        offsets = self.scale.get("voxel_offset", [0, 0, 0])
-        parts = zip(
-            offsets, self.scale["size"], self.scale["chunk_sizes"][0], box.start[::-1], box.stop[::-1], strict=True
-        )
-        for offset, size, chunk, start, stop in parts:
+        where = (self.scale.get("voxel_offset", [0, 0, 0]), self.scale["size"], self.scale["chunk_sizes"][0])
+        for offset, size, chunk, start, stop in zip(*where, box.start[::-1], box.stop[::-1], strict=True):
             starts = range(start // chunk * chunk, stop, chunk)
             along.append([f"{offset + a}-{offset + min(a + chunk, size)}" for a in starts])
         return [f"{self.scale['key']}/{'_'.join(names)}" for names in itertools.product(*along)]
@@ -78,6 +75,4 @@ def _content(file: Path) -> bytes | None:
     try:
         return gzip.decompress(zipped.read_bytes())
     except (OSError, EOFError, zlib.error) as error:
-        raise InputError(
-            f"expected a whole gzip file, got {zipped}, which is damaged ({error}): copy it again"
-        ) from error
+        raise InputError(f"expected a whole gzip file, got {zipped}, damaged ({error}): copy it again") from error
