@@ -78,6 +78,18 @@ class StoredArray:
         with explaining(self.path, f"read box {box} of"):
             return np.asarray(self.view()[(channels, *box.slices)].read(order="C").result())
 
+    @property
+    def is_sharded(self) -> bool:
+        """Whether many chunks share an object."""
+        layout = self.view().chunk_layout
+        return bool(layout.read_chunk.shape != layout.write_chunk.shape)
+
+    def block_shape(self) -> tuple[int, int, int]:
+        """Smallest box that may be written independently of others, z y x."""
+        view = self.view()
+        z, y, x = (min(c, n) for c, n in zip(view.chunk_layout.write_chunk.shape[1:], view.shape[1:], strict=True))
+        return int(z), int(y), int(x)
+
     def begin_write(self, channels: slice, box: Box, array: NDArray[Any]) -> Pending:
         """Begin to write a box, shape (c, z, y, x)."""
         with explaining(self.path, f"write box {box} of"):

@@ -7,6 +7,8 @@ import shutil
 from pathlib import Path
 
 from cloudreg.errors import InputError
+from cloudreg.io.adopt import adopt_volume
+from cloudreg.io.chunked import ChunkedSource
 from cloudreg.io.layout import KEY, Layout
 from cloudreg.io.levels import pyramid_grids
 from cloudreg.io.objects import is_remote, plain_address, read_json, read_jsons, remove_folder, write_json
@@ -39,19 +41,22 @@ def remove_volume(path: str) -> None:
 
 
 def reopen_volume(path: str | os.PathLike[str]) -> VolumeWriter:
-    """Take up a volume that CloudReg wrote, to add the levels that it lacks; it counts as unfinished until then.
+    """Take up a volume, to add the levels that it lacks.
+
+    One that CloudReg wrote counts as unfinished until then, and levels that it has are made anew. See `adopt_volume`
+    for those of other programs.
 
     Raises
     ------
     InputError
-        If the path holds no chunked volume that CloudReg wrote.
+        If the path holds no precomputed or OME-Zarr volume.
     """
     volume = open_volume(path, allow_incomplete=True)
     folder = volume.path.removeprefix(PREFIX)
     root = ROOT.get(volume.format)
     found = None if root is None else read_json(folder, root)
     if found is None or KEY not in found.get("attributes", found):
-        raise InputError(f"expected an OME-Zarr 0.5 or precomputed volume that CloudReg wrote, got {path}: convert it")
+        return adopt_volume(volume)
     layout = Layout(
         path=folder,
         format="precomputed" if volume.format == "precomputed" else "ome-zarr",
@@ -62,6 +67,7 @@ def reopen_volume(path: str | os.PathLike[str]) -> VolumeWriter:
         chunk=volume.chunk,
         orientation=volume.orientation,
         channel_names=volume.channel_names,
+        sharded=isinstance(volume.source, ChunkedSource) and volume.source.arrays[0].is_sharded,
     )
     write_json(folder, ROOT[layout.format], metadata_of(layout, complete=False))
     return opened_writer(layout)
