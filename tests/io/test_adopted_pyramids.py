@@ -17,9 +17,7 @@ ARRAY = np.random.default_rng(0).integers(0, 4000, (70, 130, 90)).astype(np.uint
 def ome_zarr(folder, version, *, sharded=False):
     group = zarr.open_group(folder, mode="w", zarr_format=2 if version == "0.4" else 3)
     shards = {"shards": (1, 32, 64, 64)} if sharded else {}
-    group.create_array(
-        "0", data=ARRAY[None], chunks=(1, 32, 32, 32), **({"shards": (1, 32, 64, 64)} if options else {})
-    )
+    group.create_array("0", data=ARRAY[None], chunks=(1, 32, 32, 32), **shards)
     axes = [{"name": "c", "type": "channel"}]
     axes += [{"name": a, "type": "space", "unit": "nanometer"} for a in "zyx"]
     steps = [
