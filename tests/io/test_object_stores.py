@@ -1,7 +1,9 @@
 """Volumes on a real S3 server: written, read, gone on with, and every way to be refused."""
 
+import http.server
 import json
 import pickle
+import subprocess
 import threading
 import time
 
@@ -211,3 +213,52 @@ def test_from_tiff_to_a_bucket_and_back_is_bit_exact(s3, place, form, tmp_path, 
     convert(tmp_path / "v.tif", form.format(place), engine=engine)
     convert(form.format(place), tmp_path / "back", engine=engine)
     np.testing.assert_array_equal(open_volume(tmp_path / "back").read(), ARRAY)
+
+
+class _OtherRegion(http.server.BaseHTTPRequestHandler):
+    """Answers as Amazon does to who signs for the wrong region."""
+
+    def do_GET(self):
+        text = (
+            b"<Error><Code>AuthorizationHeaderMalformed</Code><Message>The authorization header is malformed; region "
+            b"'us-east-1' is wrong; expecting 'eu-central-1'</Message><Region>eu-central-1</Region></Error>"
+        )
+        self.send_response(400)
+        self.send_header("Content-Length", str(len(text)))
+        self.end_headers()
+        self.wfile.write(text)
+
+    def log_message(self, *args):
+        pass
+
+
+def test_a_bucket_in_another_region_is_said(s3, monkeypatch):
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), _OtherRegion) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setenv("AWS_ENDPOINT_URL_S3", f"http://127.0.0.1:{server.server_port}")
+        with pytest.raises(InputError, match=r"in another region .*expecting 'eu-central-1'.*: set AWS_REGION"):
+            open_volume("s3://private/v")
+        server.shutdown()
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A disk of two megabytes."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", folder], check=False).returncode != 0:
+        pytest.skip("no right to mount a small disk")
+    yield folder
+    subprocess.run(["umount", "-l", folder], check=True)
+
+
+@pytest.mark.parametrize("form", ["{}/v.ome.zarr", "precomputed://{}/v"])
+def test_a_disk_that_fills_up_is_said(small_disk, form):
+    writer = create_volume(form.format(small_disk), GRID, "uint16", levels=1)
+    (small_disk / "other").write_bytes(b"x" * 1_900_000)
+    with pytest.raises(InputError, match=r"could not write box .* the disk is full: make room"):
+        writer.write(Box.whole(ARRAY.shape), ARRAY)
+    (small_disk / "other").unlink()
+    writer = create_volume(form.format(small_disk), GRID, "uint16", levels=1)
+    writer.write(Box.whole(ARRAY.shape), ARRAY)
+    np.testing.assert_array_equal(writer.complete().read(), ARRAY)
