@@ -47,11 +47,10 @@ def downsample(array: NDArray[Any], factors: Sequence[int], kind: Kind = "image"
     coarse = np.empty(_coarse_shape(array, (fz, fy, fx)), array.dtype)
     halving = max(fz, fy, fx) <= 2
     if kind == "labels":
-        if not halving:
+        if halving:
+            _modes_of_8(array, coarse, np.empty(array.shape[2], np.bool_), fz, fy, fx)
+        else:
             _modes(array, coarse, fz, fy, fx)
-            return coarse
-        bits = np.dtype(f"u{array.dtype.itemsize}")
-        _modes_of_8(array.view(bits), coarse.view(bits), np.empty(array.shape[2], bits), fz, fy, fx)
         return coarse
     if array.dtype.kind in "iu" and array.dtype.itemsize == 8:
         raise InputError("64-bit integers are ids, which have no mean: open the volume with --kind labels")
@@ -129,7 +128,7 @@ def _means_of_8(array: NDArray[Any], means: NDArray[Any], sums: NDArray[Any], fz
 
 @njit(nogil=True, cache=True)
 def _modes_of_8(array: NDArray[Any], modes: NDArray[Any], differ: NDArray[Any], fz: int, fy: int, fx: int) -> None:
-    """Take modes of unsigned integers; ``differ`` is a row of them, not 0 where the four rows of a block differ."""
+    """Take modes; ``differ`` is a row of booleans, whether the four rows of a block differ."""
     nz, ny, nx = array.shape
     for i in range(modes.shape[0]):
         z0, z1 = i * fz, min(i * fz + fz - 1, nz - 1)
@@ -137,11 +136,11 @@ def _modes_of_8(array: NDArray[Any], modes: NDArray[Any], differ: NDArray[Any], 
             y0, y1 = j * fy, min(j * fy + fy - 1, ny - 1)
             a, b, c, d = array[z0, y0], array[z0, y1], array[z1, y0], array[z1, y1]
             for x in range(nx):
-                differ[x] = (a[x] ^ b[x]) | (a[x] ^ c[x]) | (a[x] ^ d[x])
+                differ[x] = (a[x] != b[x]) | (a[x] != c[x]) | (a[x] != d[x])
             for k in range(modes.shape[2]):
                 x0, x1 = k * fx, min(k * fx + fx - 1, nx - 1)
                 best = a[x0]
-                if (differ[x0] | differ[x1] | (best ^ a[x1])) != 0:  # most blocks lie inside a region
+                if differ[x0] | differ[x1] | (best != a[x1]):  # most blocks lie inside a region
                     v = (best, a[x1], b[x0], b[x1], c[x0], c[x1], d[x0], d[x1])
                     same = 0
                     for other in range(8):
