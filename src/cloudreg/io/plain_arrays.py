@@ -42,10 +42,10 @@ def read_n5(path: str, attributes: Json, *, ignore_scale: bool) -> Volume:
     rank = len(parts[0]["dimensions"])
     axes = "".join(attributes.get("axes") or _axes(path, rank)[::-1])
     size = None if ignore_scale else _n5_voxel_size({**parts[0], **attributes}, axes, path)
-    scales = attributes.get("scales") or attributes.get("downsamplingFactors") or []
-    factors = [
-        part.get("downsamplingFactors") or (scales[i] if i < len(scales) else None) for i, part in enumerate(parts)
-    ]
+    listed = attributes.get("scales") or attributes.get("downsamplingFactors") or []
+    factors: list[list[int] | None] = [None]
+    for level, part in enumerate(parts[1:], start=1):
+        factors.append(part.get("downsamplingFactors") or (listed[level] if level < len(listed) else None))
     return _volume(path, "n5", levels, {"driver": "n5"}, axes, size, factors)
 
 
