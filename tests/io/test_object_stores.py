@@ -156,6 +156,21 @@ class TestCredentials:
             create_volume("s3://private/w.ome.zarr", GRID, "uint16")
 
 
+@pytest.mark.parametrize("name", ["v.tif", "v.nii.gz", "v.nrrd"])
+def test_single_files_are_fetched(s3, tmp_path, name):
+    import boto3
+
+    write_volume(tmp_path / name, ARRAY, GRID)
+    client = boto3.client("s3", endpoint_url=s3.endpoint, region_name="us-east-1")
+    client.upload_file(str(tmp_path / name), "public", f"files/{name}")
+    for address in (f"s3://public/files/{name}", f"{s3.endpoint}/public/files/{name}"):
+        volume = open_volume(address)
+        assert volume.path == address and volume.grid == open_volume(tmp_path / name).grid
+        np.testing.assert_array_equal(volume.read(), ARRAY)
+    with pytest.raises(InputError, match=f"expected a file at s3://public/none/{name}, got nothing"):
+        open_volume(f"s3://public/none/{name}")
+
+
 def test_a_bucket_that_does_not_exist_is_named(s3):
     for action in (
         lambda: open_volume("s3://nowhere/v"),

@@ -11,6 +11,7 @@ import numpy as np
 
 from cloudreg.errors import InputError
 from cloudreg.io.dtypes import Kind
+from cloudreg.io.fetched import fetched_file
 from cloudreg.io.layout import KEY
 from cloudreg.io.lengths import checked_voxel_size
 from cloudreg.io.nifti import read_nifti
@@ -25,6 +26,7 @@ from cloudreg.space import Grid, parse_orientation
 
 _OTHERS = ("zarr://", "zarr2://", "zarr3://", "n5://")
 _PREFIXES = (PREFIX, *_OTHERS)
+_FILE_SUFFIXES = (*TIFF_SUFFIXES, ".nii", ".nii.gz", ".nrrd")
 ROOTS = ("info", "zarr.json", ".zarray", ".zattrs", ".zgroup", "attributes.json")
 """The files that say what a folder of chunks is."""
 _FILES = "a TIFF file or folder, NIfTI, NRRD, OME-Zarr, Zarr, N5 or precomputed volume"
@@ -45,7 +47,7 @@ def open_volume(
     path
         A ``.tif``, ``.nii``, ``.nii.gz`` or ``.nrrd`` file, a folder of 2D TIFF files, a Zarr or N5 folder, a
         precomputed folder (with or without ``precomputed://``), or the ``s3://``, ``gs://`` or ``https://``
-        address of one of the chunked ones.
+        address of one of these but for a folder of TIFF files; single files are copied here first.
     voxel_size_um
         Overrides the file's, z y x, and puts the centre of the first voxel at zero. Needed where the file has none.
     orientation
@@ -79,6 +81,8 @@ def _open(text: str, size_given: bool, allow_incomplete: bool) -> Volume:
     for prefix in _PREFIXES:
         address = address.removeprefix(prefix)
     address = plain_address(address)
+    if is_remote(address) and address.lower().endswith(_FILE_SUFFIXES):
+        return dataclasses.replace(_open_file(fetched_file(address), size_given), path=address)
     if not is_remote(address):
         file = Path(address)
         if not file.exists():
