@@ -291,12 +291,12 @@ def test_debug_shows_the_traceback(monkeypatch, tmp_path):
 
 
 def test_a_full_disk_while_writing_is_one_line_and_exit_code_1(cloudreg, monkeypatch, tmp_path, brain):
-    from cloudreg import io
+    from cloudreg import commands
 
     def full(*words, **options):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(io, "convert", full)
+    monkeypatch.setattr(commands, "convert", full)
     code, _, err = cloudreg("convert", tmp_path / "a.tif", tmp_path / "b.nii.gz")
     assert (code, err) == (1, "error: [Errno 28] No space left on device\n")
 

@@ -78,6 +78,15 @@ Resolution = Annotated[float | None, typer.Option("--resolution", metavar="UM", 
 Shading = Annotated[
     Path | None, typer.Option("--shading", help="Flat field of the tiles (shading/channel_NN of a run); default: none.")
 ]
+Level = Annotated[int | None, typer.Option("--level", min=0, help="Level to take; 0 is the finest.")]
+NearResolution = Annotated[
+    float | None, typer.Option("--resolution", metavar="UM", help="Take the coarsest level that is at least as fine.")
+]
+Region = Annotated[
+    str | None, typer.Option("--region", metavar="Z0:Z1,Y0:Y1,X0:X1", help="Box to take, in voxels of that level.")
+]
+Verify = Annotated[bool, typer.Option("--verify", help="Read the result back and compare every voxel.")]
+FillMissing = Annotated[bool, typer.Option("--fill-missing", help="Take chunks that are missing for zeros.")]
 Device = Annotated[Literal["cpu", "cuda"] | None, typer.Option("--device", help="Where the solver runs.")]
 
 
@@ -254,21 +263,70 @@ def convert(
     voxel_size: VoxelSize = None,
     orientation: Orientation = None,
     labels: Annotated[bool, typer.Option("--labels", help="Region ids, whatever the file says.")] = False,
+    level: Level = None,
+    resolution: NearResolution = None,
+    region: Region = None,
+    dtype: Annotated[str | None, typer.Option("--dtype", help="Such as uint16; rounds and clips.")] = None,
+    sharded: Annotated[
+        bool | None,
+        typer.Option("--sharded/--no-sharded", help="Many chunks an object; default: for more than a gigabyte."),
+    ] = None,
+    fill_missing: FillMissing = False,
+    verify: Verify = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only say how many objects and requests it would take.")
+    ] = False,
     workers: Workers = None,
     memory: Memory = None,
     cluster: Cluster = None,
 ) -> None:
-    """Write a volume in another format, told by the new name."""
-    from cloudreg import io
+    """Write a volume in another format, told by the new name; a stopped run goes on where it was."""
+    from cloudreg import commands
 
     with _engine(workers, memory, cluster) as engine:
-        io.convert(
+        commands.convert(
             source,
             out,
-            engine=engine,
+            engine,
             voxel_size_um=voxel_size,
             orientation=orientation,
             kind="labels" if labels else None,
+            level=level,
+            resolution_um=resolution,
+            region=region,
+            dtype=dtype,
+            sharded=sharded,
+            fill_missing=fill_missing,
+            verify=verify,
+            dry_run=dry_run,
+        )
+
+
+@app.command()
+def download(
+    source: VolumeIn,
+    out: VolumeOut,
+    level: Level = None,
+    resolution: NearResolution = None,
+    region: Region = None,
+    fill_missing: FillMissing = False,
+    verify: Verify = False,
+    workers: Workers = None,
+    memory: Memory = None,
+) -> None:
+    """Fetch a volume, a level or a box of it, into files; a stopped run goes on where it was."""
+    from cloudreg import commands
+
+    with _engine(workers, memory) as engine:
+        commands.convert(
+            source,
+            out,
+            engine,
+            level=level,
+            resolution_um=resolution,
+            region=region,
+            fill_missing=fill_missing,
+            verify=verify,
         )
 
 

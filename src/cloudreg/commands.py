@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +24,9 @@ from cloudreg.errors import InputError
 from cloudreg.execution import Engine, Ledger
 from cloudreg.flatfield import estimate_shading, load_shading, save_shading
 from cloudreg.flatfield.apply import correct_tiles as take_off
-from cloudreg.io import Kind, Volume, describe, open_volume
+from cloudreg.io import Kind, Volume, describe, describe_cost, open_volume, parse_region, part_of
+from cloudreg.io import convert as convert_volume
+from cloudreg.io.objects import is_remote
 from cloudreg.io.volume import Source
 from cloudreg.regions import evaluate as evaluate_transform
 from cloudreg.registration import OpenRegistration, open_registration
@@ -100,6 +103,52 @@ def fuse(
     pipeline.fuse_tiles(acquisition, channel, project, shading, out, settings, engine)
 
 
+def convert(
+    source: str,
+    out: str,
+    engine: Engine,
+    *,
+    voxel_size_um: Sequence[float] | None = None,
+    orientation: str | None = None,
+    kind: Kind | None = None,
+    level: int | None = None,
+    resolution_um: float | None = None,
+    region: str | None = None,
+    dtype: str | None = None,
+    sharded: bool | None = None,
+    fill_missing: bool = False,
+    verify: bool = False,
+    dry_run: bool = False,
+) -> None:
+    """Write a volume, or a part of it, in another format and place; a stopped run goes on where it was."""
+    if level is not None and resolution_um is not None:
+        raise InputError("expected --level or --resolution, got both: --resolution chooses the level")
+    volume = open_volume(source, voxel_size_um=voxel_size_um, orientation=orientation, kind=kind)
+    level = level or 0 if resolution_um is None else volume.level_near(resolution_um)
+    box = None if region is None else parse_region(region)
+    part = part_of(volume, level=level, region=box)
+    if dry_run:
+        _print_rows(describe_cost(part, out, dtype=dtype, sharded=sharded))
+        return
+    stored = Path(volume.path.removeprefix("precomputed://"))
+    age = stored.stat().st_mtime_ns if stored.exists() else 0
+    what = [volume.path, age, volume.dtype.name, str(volume.grid.to_dict()), level, region, dtype, sharded, out]
+    ledger = Ledger(_ledger_path(out, hashlib.sha256(json.dumps(what).encode()).hexdigest()[:16]))
+    convert_volume(
+        volume,
+        out,
+        engine=engine,
+        level=level,
+        region=box,
+        dtype=dtype,
+        sharded=sharded,
+        fill_missing=fill_missing,
+        verify=verify,
+        ledger=ledger,
+    )
+    ledger.clear()
+
+
 def info(path: str, *, voxel_size_um: Sequence[float] | None) -> None:
     """Print what a path holds."""
     folder = Path(path)
@@ -123,10 +172,8 @@ def info(path: str, *, voxel_size_um: Sequence[float] | None) -> None:
             lines = {"format": "registration", "target": opened.target_path, "atlas": manifest["atlas"]["name"]}
             lines |= {name.replace("_", " "): str(value) for name, value in manifest["figures"].items()}
     else:
-        lines = describe(open_volume(path, voxel_size_um=voxel_size_um))
-    width = max(len(name) for name in lines) + 2
-    for name, value in lines.items():
-        print(f"{name:<{width}}{value}")
+        lines = describe(path) if voxel_size_um is None else describe(open_volume(path, voxel_size_um=voxel_size_um))
+    _print_rows(lines)
 
 
 def register(
@@ -317,6 +364,21 @@ def _mask(path: str, target: Volume) -> Volume:
     """Open a mask: one of the target's shape lies where the target lies, another one where its file says."""
     mask = open_volume(path, voxel_size_um=target.grid.voxel_size_um)
     return mask.placed(target.grid.affine) if mask.grid.shape == target.grid.shape else open_volume(path)
+
+
+def _print_rows(rows: dict[str, str]) -> None:
+    width = max(len(name) for name in rows) + 2
+    for name, value in rows.items():
+        print(f"{name:<{width}}{value}")
+
+
+def _ledger_path(out: str, key: str) -> Path:
+    """Return where to remember what is done of a volume: beside it, or on this machine for one that is elsewhere."""
+    place = out.removeprefix("precomputed://").removeprefix("file://").rstrip("/")
+    if is_remote(place):
+        cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+        return Path(cache).expanduser() / "cloudreg" / f"{key}.ledger"
+    return Path(place).with_name(f".{Path(place).name}.{key}.ledger")
 
 
 def _require_new(path: Path) -> None:

@@ -16,6 +16,14 @@ class InputError(CloudRegError, ValueError):
     exit_code = 2
 
 
+class StoreUnreachableError(CloudRegError, ConnectionError):
+    """An object store or a web server gave no answer for as long as it is worth to wait."""
+
+
+class VerificationError(CloudRegError, RuntimeError):
+    """What was read back is not what was written."""
+
+
 class MissingExtraError(InputError, ImportError):
     """An optional dependency is not installed."""
 

@@ -82,6 +82,7 @@ class RegistrationSettings(Settings):
     contrast_order: int = Field(3, ge=1, le=5, description="degree of the polynomial that maps atlas to target grey")
     contrast_spacing_um: float | None = Field(None, gt=0, description="distance of the contrast's nodes")
     missing_data: bool = Field(True, description="give voxels that were not observed no weight")
+    find_cuts: bool = Field(True, description="see whether flat faces of the brain are cuts, beyond which is no air")
     mixture: bool = Field(True, description="three-class EM: matching tissue, artifact, background")
     allow_mirror: bool = False
     device: Literal["cpu"] = Field("cpu", description="where the solver runs; this version has no GPU solver")

@@ -167,6 +167,25 @@ def test_n5_pyramids_are_read_as_xyz(tmp_path):
         open_volume(tmp_path / "v.n5" / "s0")
 
 
+def test_n5_levels_are_as_coarse_as_they_say(tmp_path):
+    # By their shapes alone, 7 and 3 voxels, the levels would be coarser by 2.33.
+    for level, array in enumerate((ARRAY, ARRAY[:6:2, :6:2, ::2])):
+        n5(tmp_path / "v.n5" / f"s{level}", array)
+    attributes = {"resolution": [1.0, 2.0, 3.0], "units": ["um"] * 3, "axes": ["x", "y", "z"]}
+    for more in ({"scales": [[1, 1, 1], [2, 2, 2]]}, {"downsamplingFactors": [[1, 1, 1], [2, 2, 2]]}):
+        (tmp_path / "v.n5" / "attributes.json").write_text(json.dumps({**attributes, **more}))
+        volume = open_volume(tmp_path / "v.n5")
+        assert volume.levels[1].voxel_size_um == (6, 4, 2) and volume.levels[1].shape == (3, 3, 4)
+
+
+@pytest.mark.parametrize("zarr_format", [2, 3])
+def test_a_plane_is_a_volume_one_voxel_thick(tmp_path, zarr_format):
+    zarr.create_array(tmp_path / "a.zarr", data=ARRAY[0], chunks=(4, 4), zarr_format=zarr_format)
+    volume = open_volume(tmp_path / "a.zarr", voxel_size_um=(3, 2, 1))
+    assert volume.chunk == (1, 4, 4)
+    np.testing.assert_array_equal(volume.read(), ARRAY[:1])
+
+
 def n5(folder, array):
     metadata = {
         "dimensions": list(array.shape[::-1]),
@@ -394,6 +413,25 @@ class TestSamples:
         root = formats / "neuroglancer" / "testdata" / "datasource" / "zarr" / "ome_zarr" / "all_0.6"
         volume = open_volume(root / f"{name}.zarr")
         np.testing.assert_allclose(volume.grid.affine, affine(scale, translation))
+
+    @pytest.mark.parametrize("name", ["3d.chunked.compressed.sharded.i2", "3d.chunked.i2", "2d.chunked.ragged.i2"])
+    def test_zarr_v3_arrays(self, formats, name):
+        root = formats / "neuroglancer" / "testdata" / "datasource" / "zarr" / "zarr_v3" / "from_zarrita" / "data.zarr"
+        array = open_volume(root / name, voxel_size_um=(1, 1, 1)).read()
+        np.testing.assert_array_equal(np.diff(array.ravel()), 1)
+
+    @pytest.mark.parametrize("name", ["deprecated", "modern"])
+    def test_n5_viewer_levels(self, formats, name):
+        folder = formats / "neuroglancer" / "testdata" / "datasource" / "n5" / f"n5_viewer_multiscale_{name}"
+        with pytest.raises(InputError, match=r"expected a unit of length .* got 's'"):  # y is in seconds there
+            open_volume(folder)
+        volume = open_volume(folder, voxel_size_um=(1, 20, 10))
+        assert [g.voxel_size_um for g in volume.levels] == [(1, 20, 10), (1, 40, 20), (1, 80, 40)]
+
+    @pytest.mark.parametrize("name", ["test_cv_sharded", "test_seg_unsharded"])
+    def test_compresso_is_named(self, formats, name):
+        with pytest.raises(InputError, match="got compresso"):
+            open_volume(formats / "cloud-volume" / "test" / name)
 
     def test_niivue_brain(self, formats):
         volume = open_volume(formats / "niivue" / "mni152_axial.ome.zarr")

@@ -194,7 +194,7 @@ def test_the_memory_of_a_pyramid_is_that_of_one_block_however_large_the_volume(t
 
 def test_a_volume_of_another_program_is_not_touched(tmp_path, engine):
     write_volume(tmp_path / "v.nrrd", np.ones((3, 4, 5), np.uint8), Grid.from_spacing((3, 4, 5), (1, 1, 1)))
-    with pytest.raises(InputError, match="that CloudReg wrote"):
+    with pytest.raises(InputError, match="expected an OME-Zarr or precomputed volume, got nrrd"):
         build_pyramid(tmp_path / "v.nrrd", engine=engine)
 
 

@@ -13,6 +13,7 @@ from cloudreg.io import open_volume, write_volume
 from cloudreg.registration import open_registration, register_volume, write_registration
 from cloudreg.settings import RegistrationSettings
 from cloudreg.space import Grid
+from cloudreg.viewer.fitted import registration_sections
 
 SETTINGS = RegistrationSettings(levels=2, resolution_um=VOXEL_UM, iterations=(6, 10))
 ATLAS_GRID = Grid.from_spacing(SHAPE, (VOXEL_UM,) * 3)
@@ -131,13 +132,38 @@ def test_noise_is_no_brain(files, tmp_path, engine):
         register_volume(open_volume(str(tmp_path / "noise.ome.zarr")), atlas(files), SETTINGS, engine=engine)
 
 
-def test_half_a_brain_squeezed_into_a_whole_one_is_called_failed(files, tmp_path, engine):
+@pytest.fixture
+def half(files, tmp_path):
     values = open_volume(str(files / "target.ome.zarr")).read().copy()
     values[:, :, : values.shape[2] // 2] = 100
     write_volume(str(tmp_path / "half.ome.zarr"), values, TARGET_GRID, orientation="asr")
-    half = open_volume(str(tmp_path / "half.ome.zarr"))
+    return open_volume(str(tmp_path / "half.ome.zarr"))
+
+
+def test_half_a_brain_is_not_squeezed_and_the_report_says_where_it_was_cut(files, half, engine, tmp_path):
+    registration = register_volume(half, atlas(files), SETTINGS, engine=engine)
+    figures = registration.figures
+    assert any("cut at the low end of axis x" in doubt for doubt in figures["doubts"])
+    assert figures["cuts"] == ["the low end of axis x"]
+    assert max(figures["affine_scales"]) < 1.3 * min(figures["affine_scales"])
+    write_registration(registration, half, atlas(files), tmp_path / "half", engine=engine)
+    sections = registration_sections(tmp_path / "half", tmp_path / "none.csv")
+    assert any("Beware: the brain was taken to be cut at the low end of axis x" in s.lead for s in sections)
+
+
+def test_half_a_brain_squeezed_into_a_whole_one_is_called_failed(files, half, engine):
+    whole = SETTINGS.model_copy(update={"find_cuts": False})
     with pytest.raises(RegistrationFailedError, match="one way"):
-        register_volume(half, atlas(files), SETTINGS, engine=engine)
+        register_volume(half, atlas(files), whole, engine=engine)
+
+
+def test_a_wrong_voxel_size_is_doubted_and_a_right_one_is_not(files, folder, engine, tmp_path):
+    assert open_registration(folder).manifest["figures"]["doubts"] == []
+    values = open_volume(str(files / "target.ome.zarr")).read()
+    wrong = Grid.from_spacing(TARGET_GRID.shape, [1.25 * v for v in TARGET_GRID.voxel_size_um])
+    write_volume(str(tmp_path / "wrong.ome.zarr"), values, wrong, orientation="asr")
+    registered = register_volume(open_volume(str(tmp_path / "wrong.ome.zarr")), atlas(files), SETTINGS, engine=engine)
+    assert any("voxel size" in doubt for doubt in registered.figures["doubts"])
 
 
 def test_an_initial_affine_replaces_the_letters(files, engine):

@@ -84,6 +84,7 @@ class Engine:
         label: str,
         unit: str = "blocks",
         ledger: Ledger | None = None,
+        sizes: Sequence[int] | None = None,
     ) -> list[Result | None]:
         """Call ``task`` on every item.
 
@@ -97,6 +98,8 @@ class Engine:
             Words for the progress bar.
         ledger
             Items that it holds are skipped, and each item is marked when it is done.
+        sizes
+            Bytes of each item; progress is then shown in megabytes.
 
         Returns
         -------
@@ -114,28 +117,29 @@ class Engine:
         waiting = [i for i, item in enumerate(items) if ledger is None or str(item) not in ledger]
         failures: dict[str, BaseException] = {}
 
-        def finish(index: int, outcome: Result | BaseException, failed: bool) -> None:
-            if failed:
-                failures[str(items[index])] = outcome  # type: ignore[assignment]
-            else:
-                results[index] = outcome  # type: ignore[assignment]
-                if ledger is not None:
-                    ledger.mark(str(items[index]))
+        amounts = [1.0] * len(items) if sizes is None else [size / 1e6 for size in sizes]
+        with track(label, sum(amounts), unit if sizes is None else "MB") as advance:
 
-        with track(label, len(items), unit) as advance:
-            advance(len(items) - len(waiting))
+            def finish(index: int, outcome: Result | BaseException, failed: bool) -> None:
+                if failed:
+                    failures[str(items[index])] = outcome  # type: ignore[assignment]
+                else:
+                    results[index] = outcome  # type: ignore[assignment]
+                    if ledger is not None:
+                        ledger.mark(str(items[index]))
+                advance(amounts[index])
+
+            advance(sum(amounts) - sum(amounts[i] for i in waiting))
             if self.cluster is None and self.workers == 1:
                 for index in waiting:
                     finish(index, *_attempt(task, items[index]))
-                    advance(1)
             elif self.cluster is None and len(waiting) <= 2 * self.workers:
                 with ThreadPoolExecutor(self.workers) as threads:
                     outcomes = threads.map(lambda i: _attempt(task, items[i]), waiting)
                     for index, outcome in zip(waiting, outcomes, strict=True):
                         finish(index, *outcome)
-                        advance(1)
             else:
-                self._run_on_cluster(task, items, waiting, finish, advance)
+                self._run_on_cluster(task, items, waiting, finish)
         for error in failures.values():
             if isinstance(error, InputError):
                 raise error
@@ -149,7 +153,6 @@ class Engine:
         items: Sequence[Item],
         waiting: list[int],
         finish: Callable[[int, Any, bool], None],
-        advance: Callable[[int], None],
     ) -> None:
         from distributed import as_completed
 
@@ -166,7 +169,6 @@ class Engine:
             index = in_flight.pop(future)
             finish(index, *future.result())
             future.release()
-            advance(1)
             following = next(queue, None)
             if following is not None:
                 new = client.submit(_attempt, shared, items[following], pure=False)

@@ -42,3 +42,9 @@ class Ledger:
                 os.fsync(file.fileno())
             self._torn = False
             self._done.add(name)
+
+    def clear(self) -> None:
+        """Forget all blocks: what they made is gone."""
+        with self._lock:
+            self.path.unlink(missing_ok=True)
+            self._done, self._torn = set(), False

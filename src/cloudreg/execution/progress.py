@@ -44,7 +44,7 @@ def say(text: str) -> None:
 
 
 @contextmanager
-def track(label: str, total: int, unit: str = "blocks") -> Iterator[Callable[[int], None]]:
+def track(label: str, total: float, unit: str = "blocks") -> Iterator[Callable[[float], None]]:
     """Follow ``total`` steps of a stage.
 
     Yields
@@ -71,21 +71,21 @@ def track(label: str, total: int, unit: str = "blocks") -> Iterator[Callable[[in
         yield from _plain_lines(label, total, unit)
 
 
-def _plain_lines(label: str, total: int, unit: str) -> Iterator[Callable[[int], None]]:
+def _plain_lines(label: str, total: float, unit: str) -> Iterator[Callable[[float], None]]:
     start = last = time.monotonic()
-    done = 0
+    done = 0.0
 
-    def advance(n: int) -> None:
+    def advance(n: float) -> None:
         nonlocal done, last
         done += n
         now = time.monotonic()
         if now - last >= _LOG_EVERY_S and done < total:
             rate = done / (now - start)
             left = (total - done) / rate if rate > 0 else float("inf")
-            say(f"{label}: {done}/{total} {unit}, {rate:.3g}/s, {left:.0f} s left")
+            say(f"{label}: {done:.0f}/{total:.0f} {unit}, {rate:.3g}/s, {left:.0f} s left")
             last = now
 
     yield advance
     took = time.monotonic() - start
     if took >= _WORTH_A_LINE_S:
-        say(f"{label}: {done}/{total} {unit} in {took:.1f} s")
+        say(f"{label}: {done:.0f}/{total:.0f} {unit} in {took:.1f} s")

@@ -40,11 +40,17 @@ def blocks_within(
 
 
 def run_blocks(
-    task: Any, items: Sequence[Any], *, label: str, engine: Engine | None, ledger: Ledger | None = None
+    task: Any,
+    items: Sequence[Any],
+    *,
+    label: str,
+    engine: Engine | None,
+    ledger: Ledger | None = None,
+    sizes: Sequence[int] | None = None,
 ) -> list[Any]:
     """Call ``task`` on each item, on the engine if there is one."""
     if engine is not None:
-        return engine.run(task, items, label=label, ledger=ledger)
+        return engine.run(task, items, label=label, ledger=ledger, sizes=sizes)
     return [task(item) for item in _waiting(items, ledger)]
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,54 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cloudreg.errors import InputError
+from cloudreg.io.objects import Json, context, explained, explaining, first_words, kvstore
 from cloudreg.space import Box
 
-Json = dict[str, Any]
 
-
-def is_remote(path: str) -> bool:
-    """Whether a path is the address of an object store or a web server."""
-    return path.startswith(("s3://", "gs://", "http://", "https://", "memory://"))
-
-
-def kvstore(path: str) -> Json | str:
-    """Return tensorstore's description of the folder at a path or address."""
-    if is_remote(path):
-        return path.rstrip("/") + "/"
-    return {"driver": "file", "path": os.path.join(os.path.abspath(path), "")}  # noqa: PTH100, PTH118 - text, not a Path
-
-
-def read_json(path: str, key: str) -> Json | None:
-    """Return the JSON object in file ``key`` of a folder, or None where there is no such file.
-
-    Raises
-    ------
-    InputError
-        If the folder can't be reached or the file is no JSON object.
-    """
-    import tensorstore as ts
-
-    try:
-        found = ts.KvStore.open(kvstore(path)).result().read(key).result()
-    except ValueError as error:
-        raise InputError(f"expected a volume that can be read at {path}: {_first_words(error)}") from error
-    if found.state != "value":
-        return None
-    try:
-        value = json.loads(found.value)
-    except ValueError as error:
-        raise InputError(f"expected JSON in {path}/{key}, got text that is none ({error}): restore the file") from error
-    if not isinstance(value, dict):
-        raise InputError(f"expected a JSON object in {path}/{key}, got a {type(value).__name__}: restore the file")
-    return value
-
-
-def write_json(path: str, key: str, value: Json) -> None:
-    """Write a JSON object as file ``key`` of a folder, at once or not at all."""
-    import tensorstore as ts
-
-    text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
-    ts.KvStore.open(kvstore(path)).result().write(key, text.encode()).result()
+class AnotherArrayError(InputError):
+    """An array is there, and not the one that was to be made."""
 
 
 class StoredArray:
@@ -66,35 +22,48 @@ class StoredArray:
 
     Parameters
     ----------
+    path
+        Folder or address. How to reach it is found out where it is opened: no secret is ever pickled.
     spec
-        What tensorstore needs to open it.
+        What tensorstore needs to open it, but for the place.
     axes
         One letter per stored axis out of ``tczyx``; t must have one entry.
+    context
+        tensorstore's, if it is not that of all arrays; it is not pickled.
     """
 
-    def __init__(self, spec: Json, axes: str) -> None:
+    def __init__(self, path: str, spec: Json, axes: str, *, context: Any = None) -> None:
+        self._context = context
+        self.path = path
         self.spec = spec
         self.axes = axes
         self._store: Any = None
 
     def __getstate__(self) -> Json:
-        return {"spec": self.spec, "axes": self.axes, "_store": None}
+        return {"path": self.path, "spec": self.spec, "axes": self.axes, "_store": None, "_context": None}
 
-    def open(self) -> Any:
+    def open(self, *, patient: bool = False) -> Any:
         """Return the open tensorstore array, stored axes as they are."""
         import tensorstore as ts
 
         try:
-            return ts.open(self.spec).result()
+            spec = {**self.spec, "kvstore": kvstore(self.path)}
+            return ts.open(spec, context=self._context or context(patient=patient)).result()
+        except InputError:
+            raise
         except ValueError as error:
-            raise InputError(f"expected an array at {_where(self.spec)}: {_first_words(error)}") from error
+            if "FAILED_PRECONDITION" in str(error):
+                raise AnotherArrayError(f"expected the array at {self.path}: {first_words(error)}") from error
+            if "NOT_FOUND" in str(error):
+                raise InputError(f"expected an array at {self.path}: {first_words(error)}") from error
+            raise explained(error, self.path, "open") from error
 
     def view(self) -> Any:
         """Return the array with axes (c, z, y, x) that all start at 0."""
         import tensorstore as ts
 
         if self._store is None:
-            store = self.open()
+            store = self.open(patient=True)
             store = store[ts.d[:].translate_to[0]]
             kept = [a for a in self.axes if a in "czyx"]
             store = store[tuple(slice(None) if a in "czyx" else 0 for a in self.axes)]
@@ -106,14 +75,39 @@ class StoredArray:
 
     def read(self, channels: slice, box: Box) -> NDArray[Any]:
         """Return a box, shape (c, z, y, x)."""
-        try:
+        with explaining(self.path, f"read box {box} of"):
             return np.asarray(self.view()[(channels, *box.slices)].read(order="C").result())
-        except ValueError as error:
-            raise InputError(f"could not read box {box} of {_where(self.spec)}: {_first_words(error)}") from error
 
-    def write(self, channels: slice, box: Box, array: NDArray[Any]) -> None:
-        """Write a box, shape (c, z, y, x); returns when it is on disk."""
-        self.view()[(channels, *box.slices)].write(array).result()
+    @property
+    def is_sharded(self) -> bool:
+        """Whether many chunks share an object."""
+        layout = self.view().chunk_layout
+        return bool(layout.read_chunk.shape != layout.write_chunk.shape)
+
+    def block_shape(self) -> tuple[int, int, int]:
+        """Smallest box that may be written independently of others, z y x."""
+        view = self.view()
+        z, y, x = (min(c, n) for c, n in zip(view.chunk_layout.write_chunk.shape[1:], view.shape[1:], strict=True))
+        return int(z), int(y), int(x)
+
+    def begin_write(self, channels: slice, box: Box, array: NDArray[Any]) -> Pending:
+        """Begin to write a box, shape (c, z, y, x)."""
+        with explaining(self.path, f"write box {box} of"):
+            return Pending(self.path, box, self.view()[(channels, *box.slices)].write(array))
+
+
+@dataclass(frozen=True)
+class Pending:
+    """A box that is being written."""
+
+    path: str
+    box: Box
+    future: Any
+
+    def wait(self) -> None:
+        """Return when it is on disk; raise what went wrong."""
+        with explaining(self.path, f"write box {self.box} of"):
+            self.future.result()
 
 
 @dataclass(frozen=True)
@@ -125,13 +119,3 @@ class ChunkedSource:
     def read(self, level: int, channels: slice, box: Box) -> NDArray[Any]:
         """Return a box of a level, shape (c, z, y, x)."""
         return self.arrays[level].read(channels, box)
-
-
-def _where(spec: Json) -> str:
-    store = spec["kvstore"]
-    return store if isinstance(store, str) else str(store["path"])
-
-
-def _first_words(error: Exception) -> str:
-    """Return tensorstore's message without the JSON that follows it."""
-    return str(error).split(" [")[0].replace("\n", " ")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,15 +14,16 @@ from numpy.typing import DTypeLike, NDArray
 
 from cloudreg.errors import InputError
 from cloudreg.execution import Engine, Ledger, require_free_space
-from cloudreg.execution.progress import track
 from cloudreg.io.blocks import blocks_within
-from cloudreg.io.create import VolumeWriter, create_volume
+from cloudreg.io.create import create_volume
 from cloudreg.io.dtypes import Kind, held_dtype, to_dtype
+from cloudreg.io.missing import require_all_chunks
 from cloudreg.io.opening import open_volume
-from cloudreg.io.pyramid import build_pyramid
-from cloudreg.io.tiff_writing import require_tiff_type, write_tiff, write_tiff_series
+from cloudreg.io.part import part_of
+from cloudreg.io.pyramid import write_levels
+from cloudreg.io.tiff_writing import TiffBoxes, create_tiff, create_tiff_series, require_tiff_type
+from cloudreg.io.verify import verify_volume
 from cloudreg.io.volume import Volume
-from cloudreg.io.whole import new_file
 from cloudreg.io.writing import require_new, writable_format, write_volume
 from cloudreg.space import Box
 
@@ -36,7 +37,11 @@ def convert(
     orientation: str | None = None,
     kind: Kind | None = None,
     level: int = 0,
+    region: Box | None = None,
     dtype: DTypeLike | None = None,
+    sharded: bool | None = None,
+    fill_missing: bool = False,
+    verify: bool = False,
     ledger: Ledger | None = None,
 ) -> Volume:
     """Write a volume again in the format that the destination's name says.
@@ -55,55 +60,59 @@ def convert(
         Override what the source says; see `open_volume`.
     level
         Level of the source to start from.
+    region
+        Box of that level, in voxels; all of it by default.
     dtype
         Type of the result, by default the source's. Numbers are rounded to nearest and clipped; ids that don't fit
         are refused.
+    sharded
+        Whether many chunks share an object; see `create_volume`.
+    fill_missing
+        Take chunks that are missing in the source for zeros; see `require_all_chunks`.
+    verify
+        Read the result back and compare every voxel of every level.
     ledger
-        Remembers finished blocks of a chunked destination, so that a killed run goes on.
+        Remembers finished blocks of a chunked volume or a TIFF, so that a killed run goes on.
 
     Raises
     ------
     InputError
-        If the source is no volume, the destination holds something, can't hold the type, or the disk or the memory
-        is too small.
+        If the source is no volume or misses chunks, the destination holds something or can't hold the type, or the
+        disk or the memory is too small.
+    VerificationError
+        If what is read back differs.
     """
     volume = source
     if not isinstance(volume, Volume):
         volume = open_volume(volume, voxel_size_um=voxel_size_um, orientation=orientation, kind=kind)
-    if not 0 <= level < len(volume.levels):
-        raise InputError(f"expected a level from 0 to {len(volume.levels) - 1} of {volume.path}, got {level}")
     wanted = volume.dtype if dtype is None else held_dtype(dtype, str(destination))
-    reader = _Reader(volume, level, wanted)
-    match writable_format(destination):
+    reader = _Reader(part_of(volume, level=level, region=region), wanted)
+    form = writable_format(destination)
+    if not fill_missing:
+        require_all_chunks(volume, level)
+    match form:
         case "chunked":
-            return _to_chunks(reader, destination, engine, ledger)
+            written = _to_chunks(reader, destination, engine, ledger, sharded)
         case "tiff":
-            return _to_tiff(reader, Path(destination))
+            written = _to_tiff(reader, Path(destination), engine, ledger)
         case "tiff-series":
-            return _to_series(reader, Path(destination))
+            written = _to_series(reader, Path(destination), engine, ledger)
         case _:
-            grid = volume.levels[level]
-            needed = int(np.prod(grid.shape)) * volume.channels * (wanted.itemsize + volume.dtype.itemsize)
-            if needed > engine.memory_bytes:
-                raise InputError(
-                    f"expected at least {needed / 1e9:.3g} GB of memory to write {destination} as a whole, got "
-                    f"{engine.memory_bytes / 1e9:.3g} GB: write .ome.zarr, take a coarser --level or raise --memory"
-                )
-            array = reader(Box.whole(grid.shape), None)
-            array = array[0] if volume.channels == 1 else array
-            return write_volume(destination, array, grid, kind=volume.kind, orientation=volume.orientation)
+            written = _to_whole_file(reader, Path(destination), engine)
+    if verify:
+        verify_volume(reader, written, engine=engine)
+    return written
 
 
 @dataclass(frozen=True)
 class _Reader:
-    """Reads boxes of one level, in the type wanted."""
+    """Reads boxes of a volume's finest level, in the type wanted."""
 
     volume: Volume
-    level: int
     dtype: np.dtype[Any]
 
     def __call__(self, box: Box, channel: int | None) -> NDArray[Any]:
-        array = self.volume.read(box, level=self.level, channel=channel)
+        array = self.volume.read(box, channel=channel)
         result = to_dtype(array, self.dtype)
         if self.volume.kind == "labels" and result is not array and (result.astype(array.dtype) != array).any():
             raise InputError(
@@ -111,74 +120,119 @@ class _Reader:
             )
         return result
 
-    def planes(self) -> Iterator[NDArray[Any]]:
-        """Yield the planes of channel 0, then of channel 1, and so on."""
-        shape = self.volume.levels[self.level].shape
-        with track("Writing planes", self.volume.channels * shape[0], "planes") as advance:
-            for channel in range(self.volume.channels):
-                for z in range(shape[0]):
-                    yield self(_plane(z, shape), channel)[0]
-                    advance(1)
+    @property
+    def bytes_per_voxel(self) -> int:
+        """Memory that the type of the source takes where it is not the one wanted."""
+        return 0 if self.volume.dtype == self.dtype else self.volume.dtype.itemsize
+
+    @property
+    def bytes(self) -> int:
+        """Size of the result before compression."""
+        return int(np.prod(self.volume.grid.shape)) * self.volume.channels * self.dtype.itemsize
 
 
-@dataclass(frozen=True)
-class _Copy:
-    """Copies one block."""
-
-    reader: _Reader
-    writer: VolumeWriter
-
-    def __call__(self, box: Box) -> None:
-        self.writer.write(box, self.reader(box, None), channel=None)
-
-
-def _to_chunks(reader: _Reader, destination: str | os.PathLike[str], engine: Engine, ledger: Ledger | None) -> Volume:
+def _to_chunks(
+    reader: _Reader, destination: str | os.PathLike[str], engine: Engine, ledger: Ledger | None, sharded: bool | None
+) -> Volume:
     volume = reader.volume
     writer = create_volume(
         destination,
-        volume.levels[reader.level],
+        volume.grid,
         reader.dtype,
         channels=volume.channels,
         kind=volume.kind,
         orientation=volume.orientation,
         channel_names=volume.channel_names,
+        sharded=sharded,
     )
-    voxel_bytes = 2 * volume.channels * (volume.dtype.itemsize + reader.dtype.itemsize)
-    boxes = blocks_within(writer.grid.shape, writer.block_shape(), voxel_bytes, engine.memory_per_block_bytes)
-    engine.run(_Copy(reader, writer), boxes, label="Copying", ledger=ledger)
-    build_pyramid(writer, engine=engine, ledger=ledger)
+    if ledger is not None and writer.is_new:
+        ledger.clear()
+    write_levels(reader, writer, read_bytes=reader.bytes_per_voxel, engine=engine, ledger=ledger)
     return writer.complete()
 
 
-def _to_tiff(reader: _Reader, file: Path) -> Volume:
-    volume, grid = reader.volume, reader.volume.levels[reader.level]
+def _to_whole_file(reader: _Reader, file: Path, engine: Engine) -> Volume:
+    volume = reader.volume
+    needed = int(np.prod(volume.grid.shape)) * volume.channels * (reader.dtype.itemsize + volume.dtype.itemsize)
+    if needed > engine.memory_bytes:
+        raise InputError(
+            f"expected at least {needed / 1e9:.3g} GB of memory to write {file} as a whole, got "
+            f"{engine.memory_bytes / 1e9:.3g} GB: write .ome.zarr, take a coarser --level or raise --memory"
+        )
+    array = reader(Box.whole(volume.grid.shape), None)
+    array = array[0] if volume.channels == 1 else array
+    return write_volume(file, array, volume.grid, kind=volume.kind, orientation=volume.orientation)
+
+
+def _to_tiff(reader: _Reader, file: Path, engine: Engine, ledger: Ledger | None) -> Volume:
     require_new(file, overwrite=False)
-    require_tiff_type(reader.dtype, file)
-    require_free_space(file.parent, _bytes(reader), f"file {file}")
-    with new_file(file) as temporary:
-        write_tiff(temporary, reader.planes(), volume.channels, grid, reader.dtype)
-    return open_volume(file, kind=volume.kind)
+    volume = reader.volume
+
+    def create(temporary: Path) -> TiffBoxes:
+        return create_tiff(temporary, volume.channels, volume.grid, reader.dtype)
+
+    return _to_boxes(reader, file, create, engine, ledger)
 
 
-def _to_series(reader: _Reader, folder: Path) -> Volume:
-    volume, grid = reader.volume, reader.volume.levels[reader.level]
+def _to_series(reader: _Reader, folder: Path, engine: Engine, ledger: Ledger | None) -> Volume:
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise InputError(f"expected nothing or an empty folder at {folder}, got something else: choose a new place")
-    require_tiff_type(reader.dtype, folder)
-    require_free_space(folder.parent, _bytes(reader), f"folder {folder}")
-    temporary = folder.with_name(f".unfinished.{folder.name}")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    channel = 0 if volume.channels == 1 else None
-    planes = (np.squeeze(reader(_plane(z, grid.shape), channel), axis=-3) for z in range(grid.shape[0]))
-    write_tiff_series(temporary, planes, volume.channels, grid, reader.dtype)
-    temporary.replace(folder)
-    return open_volume(folder, kind=volume.kind)
+    volume = reader.volume
+
+    def create(temporary: Path) -> TiffBoxes:
+        temporary.mkdir(exist_ok=True)
+        return create_tiff_series(temporary, volume.channels, volume.grid, reader.dtype)
+
+    return _to_boxes(reader, folder, create, engine, ledger)
 
 
-def _plane(z: int, shape: tuple[int, int, int]) -> Box:
-    return Box((z, 0, 0), (z + 1, shape[1], shape[2]))
+def _to_boxes(
+    reader: _Reader, place: Path, create: Callable[[Path], TiffBoxes], engine: Engine, ledger: Ledger | None
+) -> Volume:
+    """Write to a place beside the one wanted, and put it there when it is whole."""
+    volume = reader.volume
+    require_tiff_type(reader.dtype, place)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    temporary = place.with_name(f".unfinished.{place.name}")
+    if ledger is None or not temporary.exists():
+        _remove(temporary)
+        require_free_space(place.parent, reader.bytes, str(place))
+        if ledger is not None:
+            ledger.clear()
+    try:
+        task = _CopyBox(reader, create(temporary))
+        voxel_bytes = 2 * reader.dtype.itemsize + reader.bytes_per_voxel
+        boxes = blocks_within(volume.grid.shape, volume.chunk, voxel_bytes, engine.memory_per_block_bytes)
+        items = [_Item(channel, box) for channel in range(volume.channels) for box in boxes]
+        sizes = [item.box.size * reader.dtype.itemsize for item in items]
+        engine.run(task, items, label="Writing planes", ledger=ledger, sizes=sizes)
+        temporary.replace(place)
+    finally:
+        if ledger is None:
+            _remove(temporary)
+    return open_volume(place, kind=volume.kind)
 
 
-def _bytes(reader: _Reader) -> int:
-    return int(np.prod(reader.volume.levels[reader.level].shape)) * reader.volume.channels * reader.dtype.itemsize
+@dataclass(frozen=True)
+class _Item:
+    channel: int
+    box: Box
+
+    def __str__(self) -> str:
+        return f"channel{self.channel}_{self.box}"
+
+
+@dataclass(frozen=True)
+class _CopyBox:
+    reader: _Reader
+    boxes: TiffBoxes
+
+    def __call__(self, item: _Item) -> None:
+        self.boxes.write(item.box, self.reader(item.box, item.channel), item.channel)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

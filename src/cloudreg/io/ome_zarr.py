@@ -17,10 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cloudreg.errors import InputError
-from cloudreg.io.chunked import ChunkedSource, Json, StoredArray, kvstore
+from cloudreg.io.chunked import ChunkedSource, StoredArray
 from cloudreg.io.dtypes import held_dtype, likely_kind
 from cloudreg.io.layout import KEY, Layout
 from cloudreg.io.lengths import VoxelSizeUnknownError, likely_micrometres, micrometres_per
+from cloudreg.io.objects import Json
 from cloudreg.io.volume import Volume
 from cloudreg.space import Grid
 
@@ -42,7 +43,7 @@ def read_ome_zarr(path: str, attributes: Json, driver: str, *, ignore_scale: boo
     if not datasets:
         raise InputError(f"expected at least one level in the multiscales of {path}, got none: the file is incomplete")
     paths = [f"{path}/{dataset['path']}" for dataset in datasets]
-    opened = [StoredArray({"driver": driver, "kvstore": kvstore(p)}, "").open() for p in paths]
+    opened = [StoredArray(p, {"driver": driver}, "").open() for p in paths]
     names, units = _axes(multiscale, opened[0].rank, path)
     letters = _letters(names, path)
     shapes = [_zyx(letters, s.shape, 1) for s in opened]
@@ -76,7 +77,7 @@ def read_ome_zarr(path: str, attributes: Json, driver: str, *, ignore_scale: boo
         channels=opened[0].shape[letters.index("c")] if "c" in letters else 1,
         levels=tuple(grids),
         chunk=_zyx(letters, opened[0].chunk_layout.read_chunk.shape, 1),
-        source=ChunkedSource(tuple(StoredArray({"driver": driver, "kvstore": kvstore(p)}, letters) for p in paths)),
+        source=ChunkedSource(tuple(StoredArray(p, {"driver": driver}, letters) for p in paths)),
         orientation=own.get("orientation"),
         channel_names=_channel_names(attributes, own),
         notes=notes,
@@ -115,31 +116,16 @@ def ome_zarr_arrays(layout: Layout) -> tuple[StoredArray, ...]:
     axes = "czyx" if lead else "zyx"
     return tuple(
         StoredArray(
+            f"{layout.path}/{level}",
             {
                 "driver": "zarr3",
-                "kvstore": kvstore(f"{layout.path}/{level}"),
                 "open": True,
                 "create": True,
                 "metadata": {
                     "shape": [*lead, *grid.shape],
                     "data_type": layout.dtype.name,
-                    "chunk_grid": {
-                        "name": "regular",
-                        "configuration": {"chunk_shape": [*(1 for _ in lead), *layout.chunk_of(level)]},
-                    },
-                    "codecs": [
-                        {"name": "bytes", "configuration": {"endian": "little"}},
-                        {
-                            "name": "blosc",
-                            "configuration": {
-                                "cname": "zstd",
-                                "clevel": 3,
-                                "shuffle": "shuffle",
-                                "typesize": layout.dtype.itemsize,
-                                "blocksize": 0,
-                            },
-                        },
-                    ],
+                    "chunk_grid": _named("regular", chunk_shape=[*(1 for _ in lead), *layout.shard_of(level)]),
+                    "codecs": _codecs(layout, [*(1 for _ in lead), *layout.chunk_of(level)]),
                     "fill_value": 0,
                     "dimension_names": list(axes),
                 },
@@ -148,6 +134,20 @@ def ome_zarr_arrays(layout: Layout) -> tuple[StoredArray, ...]:
         )
         for level, grid in enumerate(layout.levels)
     )
+
+
+def _codecs(layout: Layout, chunk: list[int]) -> list[Json]:
+    # Bits of equal weight side by side compress microscopy better than bytes, and are twice as fast to compress.
+    blosc = {"cname": "zstd", "clevel": 3, "shuffle": "bitshuffle", "typesize": layout.dtype.itemsize, "blocksize": 0}
+    codecs = [_named("bytes", endian="little"), _named("blosc", **blosc)]
+    if not layout.sharded:
+        return codecs
+    index = [_named("bytes", endian="little"), {"name": "crc32c"}]
+    return [_named("sharding_indexed", chunk_shape=chunk, codecs=codecs, index_codecs=index)]
+
+
+def _named(name: str, **configuration: Any) -> Json:
+    return {"name": name, "configuration": configuration}
 
 
 def _axes(multiscale: Json, rank: int, path: str) -> tuple[list[Json], list[str | None]]:

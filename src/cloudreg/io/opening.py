@@ -10,12 +10,13 @@ from pathlib import Path
 import numpy as np
 
 from cloudreg.errors import InputError
-from cloudreg.io.chunked import is_remote, read_json
 from cloudreg.io.dtypes import Kind
+from cloudreg.io.fetched import fetched_file
 from cloudreg.io.layout import KEY
 from cloudreg.io.lengths import checked_voxel_size
 from cloudreg.io.nifti import read_nifti
 from cloudreg.io.nrrd import read_nrrd
+from cloudreg.io.objects import is_remote, plain_address, read_jsons, require_bucket
 from cloudreg.io.ome_zarr import read_ome_zarr
 from cloudreg.io.plain_arrays import read_n5, read_zarr_array
 from cloudreg.io.precomputed import PREFIX, read_precomputed
@@ -23,6 +24,11 @@ from cloudreg.io.tiff import TIFF_SUFFIXES, read_tiff, read_tiff_series
 from cloudreg.io.volume import Volume
 from cloudreg.space import Grid, parse_orientation
 
+_OTHERS = ("zarr://", "zarr2://", "zarr3://", "n5://")
+_PREFIXES = (PREFIX, *_OTHERS)
+_FILE_SUFFIXES = (*TIFF_SUFFIXES, ".nii", ".nii.gz", ".nrrd")
+ROOTS = ("info", "zarr.json", ".zarray", ".zattrs", ".zgroup", "attributes.json")
+"""The files that say what a folder of chunks is."""
 _FILES = "a TIFF file or folder, NIfTI, NRRD, OME-Zarr, Zarr, N5 or precomputed volume"
 
 
@@ -41,7 +47,7 @@ def open_volume(
     path
         A ``.tif``, ``.nii``, ``.nii.gz`` or ``.nrrd`` file, a folder of 2D TIFF files, a Zarr or N5 folder, a
         precomputed folder (with or without ``precomputed://``), or the ``s3://``, ``gs://`` or ``https://``
-        address of one of the chunked ones.
+        address of one of these but for a folder of TIFF files; single files are copied here first.
     voxel_size_um
         Overrides the file's, z y x, and puts the centre of the first voxel at zero. Needed where the file has none.
     orientation
@@ -72,11 +78,12 @@ def open_volume(
 
 def _open(text: str, size_given: bool, allow_incomplete: bool) -> Volume:
     address = text
-    for prefix in (PREFIX, "zarr://", "zarr2://", "zarr3://", "n5://"):
+    for prefix in _PREFIXES:
         address = address.removeprefix(prefix)
-    address = address.rstrip("/") or "/"
+    address = plain_address(address)
+    if is_remote(address) and address.lower().endswith(_FILE_SUFFIXES):
+        return dataclasses.replace(_open_file(fetched_file(address), size_given), path=address)
     if not is_remote(address):
-        address = os.path.abspath(address)  # noqa: PTH100 - text, not a Path
         file = Path(address)
         if not file.exists():
             raise InputError(f"expected {_FILES} at {text}, got nothing: check the path")
@@ -99,29 +106,37 @@ def _open_file(file: Path, size_given: bool) -> Volume:
 
 
 def _open_chunked(address: str, text: str, size_given: bool, allow_incomplete: bool) -> Volume:
-    info = read_json(address, "info")
-    if info is not None:
+    roots = read_jsons(address, ROOTS)
+    if "info" in roots and len(roots) > 1 and not text.startswith(_PREFIXES):
+        others = ", ".join(sorted(roots))
+        raise InputError(
+            f"expected one volume at {text}, got the metadata of two ({others}): say which, precomputed://… or zarr://…"
+        )
+    info = roots.get("info")
+    if info is not None and not text.startswith(_OTHERS):
         _require_complete(info, text, allow_incomplete)
         return read_precomputed(address, info)
     if text.startswith(PREFIX):
+        require_bucket(address)
         raise InputError(f"expected a precomputed volume with an info file at {text}, got none: check the path")
-    node = read_json(address, "zarr.json")
+    node = roots.get("zarr.json")
     if node is not None and node.get("node_type") == "array":
         return read_zarr_array(address, "zarr3", node, size_given)
     if node is not None:
         attributes = node.get("attributes", {})
         return _open_group(address, "zarr3", {**attributes, **attributes.get("ome", {})}, size_given, allow_incomplete)
-    array = read_json(address, ".zarray")
+    array = roots.get(".zarray")
     if array is not None:
         return read_zarr_array(address, "zarr", array, size_given)
-    attributes = read_json(address, ".zattrs")
-    if attributes is not None or read_json(address, ".zgroup") is not None:
+    attributes = roots.get(".zattrs")
+    if attributes is not None or ".zgroup" in roots:
         return _open_group(address, "zarr", attributes or {}, size_given, allow_incomplete)
-    attributes = read_json(address, "attributes.json")
+    attributes = roots.get("attributes.json")
     if attributes is not None:
         return read_n5(address, attributes, ignore_scale=size_given)
     if not is_remote(address):
         return read_tiff_series(Path(address), ignore_scale=size_given)
+    require_bucket(address)
     raise InputError(
         f"expected a Zarr, N5 or precomputed volume at {text}, got none of their metadata: check the address"
     )

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from cloudreg.errors import InputError
-from cloudreg.io.chunked import ChunkedSource, Json, StoredArray, kvstore, read_json
+from cloudreg.io.chunked import ChunkedSource, StoredArray
 from cloudreg.io.dtypes import held_dtype, likely_kind
 from cloudreg.io.lengths import VoxelSizeUnknownError, micrometres_per
+from cloudreg.io.objects import Json, read_json
 from cloudreg.io.volume import Volume
 from cloudreg.space import Grid
 
@@ -40,7 +42,11 @@ def read_n5(path: str, attributes: Json, *, ignore_scale: bool) -> Volume:
     rank = len(parts[0]["dimensions"])
     axes = "".join(attributes.get("axes") or _axes(path, rank)[::-1])
     size = None if ignore_scale else _n5_voxel_size({**parts[0], **attributes}, axes, path)
-    return _volume(path, "n5", levels, {"driver": "n5"}, axes, size)
+    listed = attributes.get("scales") or attributes.get("downsamplingFactors") or []
+    factors: list[list[int] | None] = [None]
+    for level, part in enumerate(parts[1:], start=1):
+        factors.append(part.get("downsamplingFactors") or (listed[level] if level < len(listed) else None))
+    return _volume(path, "n5", levels, {"driver": "n5"}, axes, size, factors)
 
 
 def _n5_voxel_size(attributes: Json, axes: str, path: str) -> tuple[float, float, float]:
@@ -63,13 +69,25 @@ def _axes(path: str, rank: int) -> str:
 
 
 def _volume(
-    path: str, form: str, paths: list[str], spec: Json, axes: str, size: tuple[float, float, float] | None
+    path: str,
+    form: str,
+    paths: list[str],
+    spec: Json,
+    axes: str,
+    size: tuple[float, float, float] | None,
+    factors: Sequence[list[int] | None] = (None,),
 ) -> Volume:
-    arrays = tuple(StoredArray({**spec, "kvstore": kvstore(p)}, axes) for p in paths)
+    """Describe arrays; ``factors`` are of their stored axes, and found by the shapes where a level has none."""
+    arrays = tuple(StoredArray(p, spec, axes) for p in paths)
     first = arrays[0].open()
     shapes = [a.view().shape for a in arrays]
     finest = Grid.from_spacing(shapes[0][1:], size or (1.0, 1.0, 1.0))
-    steps = [np.maximum(1, np.rint(np.divide(shapes[0][1:], s[1:]))).astype(int).tolist() for s in shapes]
+    steps = [
+        [int(f[axes.index(a)]) if a in axes else 1 for a in "zyx"]
+        if isinstance(f, list) and len(f) == len(axes)
+        else np.maximum(1, np.rint(np.divide(shapes[0][1:], s[1:]))).astype(int).tolist()
+        for f, s in zip(factors, shapes, strict=True)
+    ]
     dtype = held_dtype(first.dtype.numpy_dtype, path)
     z, y, x = arrays[0].view().chunk_layout.read_chunk.shape[1:]
     return Volume(
@@ -79,6 +97,6 @@ def _volume(
         dtype=dtype,
         channels=int(shapes[0][0]),
         levels=tuple(Grid(s[1:], finest.downsampled(t).affine) for s, t in zip(shapes, steps, strict=True)),
-        chunk=(int(z), int(y), int(x)),
+        chunk=(int(z or 1), int(y), int(x)),  # an axis that isn't stored has no chunks
         source=ChunkedSource(arrays),
     )

@@ -12,20 +12,24 @@ References
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cloudreg.errors import InputError
-from cloudreg.io.chunked import ChunkedSource, Json, StoredArray, kvstore
+from cloudreg.io.chunked import ChunkedSource, StoredArray
 from cloudreg.io.dtypes import held_dtype
+from cloudreg.io.gzipped import GzippedArray, has_gzipped_chunks
 from cloudreg.io.layout import KEY, Layout
 from cloudreg.io.levels import pyramid_grids
+from cloudreg.io.objects import Json, is_remote
 from cloudreg.io.volume import Volume
 from cloudreg.space import Grid
 
 PREFIX = "precomputed://"
+_ENCODINGS = ("raw", "jpeg", "png", "compressed_segmentation")
 
 
 def read_precomputed(path: str, info: Json) -> Volume:
@@ -57,7 +61,7 @@ def read_precomputed(path: str, info: Json) -> Volume:
         channels=int(info.get("num_channels", 1)),
         levels=tuple(levels),
         chunk=_reversed(scales[0]["chunk_sizes"][0]),
-        source=ChunkedSource(tuple(_array(path, i) for i in range(len(scales)))),
+        source=ChunkedSource(tuple(_stored(path, info, i) for i in range(len(scales)))),
         orientation=own.get("orientation"),
         channel_names=tuple(own["channel_names"]) if "channel_names" in own else None,
     )
@@ -93,6 +97,18 @@ def precomputed_metadata(layout: Layout, *, complete: bool) -> Json:
         if segments and layout.dtype.name in ("uint32", "uint64"):
             scale["encoding"] = "compressed_segmentation"
             scale["compressed_segmentation_block_size"] = [8, 8, 8]
+        if layout.sharded:
+            within = sum(layout.shard_bits(level))
+            scale["sharding"] = {
+                "@type": "neuroglancer_uint64_sharded_v1",
+                # One minishard a shard: a reader needs two small requests before its first chunk, no more.
+                "preshift_bits": within,
+                "hash": "identity",
+                "minishard_bits": 0,
+                "shard_bits": sum(layout.grid_bits(level)) - within,
+                "minishard_index_encoding": "gzip",
+                "data_encoding": "gzip",
+            }
         scales.append(scale)
     return {
         "@type": "neuroglancer_multiscale_volume",
@@ -109,9 +125,19 @@ def precomputed_arrays(layout: Layout) -> tuple[StoredArray, ...]:
     return tuple(_array(layout.path, level) for level in range(len(layout.levels)))
 
 
+def _stored(path: str, info: Json, level: int) -> StoredArray:
+    scale = info["scales"][level]
+    if scale.get("encoding") not in _ENCODINGS:
+        raise InputError(
+            f"expected chunks of {path} encoded as {', '.join(_ENCODINGS)}, got {scale.get('encoding')}: "
+            "transcode it with the program that wrote it"
+        )
+    gzipped = not is_remote(path) and "sharding" not in scale and has_gzipped_chunks(Path(path) / scale["key"])
+    return GzippedArray(path, info, level) if gzipped else _array(path, level)
+
+
 def _array(path: str, level: int) -> StoredArray:
-    spec = {"driver": "neuroglancer_precomputed", "kvstore": kvstore(path), "scale_index": level}
-    return StoredArray(spec, "xyzc")
+    return StoredArray(path, {"driver": "neuroglancer_precomputed", "scale_index": level}, "xyzc")
 
 
 def _ratio(coarse: Grid, fine: Grid) -> NDArray[np.int64]:

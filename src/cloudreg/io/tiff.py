@@ -71,9 +71,11 @@ class TiffFile:
         """Return a box, shape (c, z, y, x); there is one level."""
         layout = self.layout
         with damage_as_input_error(self.file):
+            if layout.offset is not None and layout.inner[-2:] == "yx":
+                return self._read_rows(layout.offset, channels, box)
             if layout.offset is not None:
                 stored = np.memmap(self.file, layout.dtype, "r", layout.offset, layout.shape)
-                return np.array(_as_czyx(stored, layout.outer + layout.inner)[(channels, *box.slices)])
+                return np.array(_as_czyx(stored, layout.inner)[(channels, *box.slices)])
             result = np.empty((channels.stop - channels.start, *box.shape), layout.dtype)
             separate = range(channels.start, channels.stop) if "c" in layout.outer else (None,)
             for i, z in enumerate(range(box.start[0], box.stop[0])):
@@ -83,6 +85,28 @@ class TiffFile:
                     into = slice(None) if c is None else slice(j, j + 1)
                     result[into, i] = plane[(chosen, 0, *box.slices[1:])]
             return result
+
+    def _read_rows(self, offset: int, channels: slice, box: Box) -> NDArray[Any]:
+        """Read a box of voxels that lie one after another as they are, by whole rows."""
+        layout = self.layout
+        size = layout.dtype.itemsize
+        width = layout.shape[-1]
+        result = np.empty((channels.stop - channels.start, *box.shape), layout.dtype)
+        rows = np.empty((box.shape[1], width), layout.dtype)
+        planes = layout.inner[:-2]
+        counts = layout.shape[:-2]
+        with self.file.open("rb", buffering=0) as file:
+            for i, z in enumerate(range(box.start[0], box.stop[0])):
+                for j, c in enumerate(range(channels.start, channels.stop)):
+                    page = np.ravel_multi_index([z if a == "z" else c for a in planes], counts) if planes else 0
+                    file.seek(offset + (int(page) * layout.shape[-2] + box.start[1]) * width * size)
+                    # Whole rows go where they belong at once.
+                    into: Any = result[j, i] if box.shape[2] == width else rows
+                    if file.readinto(memoryview(into).cast("B")) != into.nbytes:
+                        raise ValueError("it ends within a plane")
+                    if into is rows:
+                        result[j, i] = rows[:, box.slices[2]]
+        return result
 
     def _decoded(self, index: int) -> NDArray[Any]:
         import tifffile

@@ -20,10 +20,10 @@ from cloudreg.io.opening import open_volume
 from cloudreg.io.precomputed import PREFIX
 from cloudreg.io.pyramid import build_pyramid
 from cloudreg.io.tiff import TIFF_SUFFIXES
-from cloudreg.io.tiff_writing import require_tiff_type, write_tiff
+from cloudreg.io.tiff_writing import create_tiff, require_tiff_type
 from cloudreg.io.volume import Volume
 from cloudreg.io.whole import new_file
-from cloudreg.space import Grid, parse_orientation, split
+from cloudreg.space import Box, Grid, parse_orientation, split
 
 Format = Literal["chunked", "tiff", "tiff-series", "nifti", "nrrd"]
 
@@ -98,10 +98,13 @@ def write_volume(
         raise InputError(f"expected a path with a suffix for a whole array, got {path}: such as {path}.tif")
     require_free_space(file.parent, array.nbytes, f"file {file}")
     with new_file(file) as temporary:
+        temporary.unlink(missing_ok=True)
         if form == "tiff":
             require_tiff_type(array.dtype, file)
-            planes = array.reshape(-1, *array.shape[-2:])
-            write_tiff(temporary, iter(planes), len(planes) // grid.shape[0], grid, array.dtype)
+            stacked = array.reshape(-1, *grid.shape)
+            boxes = create_tiff(temporary, len(stacked), grid, array.dtype)
+            for channel, voxels in enumerate(stacked):
+                boxes.write(Box.whole(grid.shape), voxels, channel)
         elif form == "nifti":
             write_nifti(temporary, array, grid, kind, letters)
         else:

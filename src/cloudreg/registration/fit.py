@@ -8,11 +8,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from cloudreg.errors import InputError
 from cloudreg.registration.contrast import initial_contrast
+from cloudreg.registration.cuts import Cut, flat_faces
 from cloudreg.registration.flow import integrate
 from cloudreg.registration.kernels import Mixture
 from cloudreg.registration.levels import Image, Level, make_level
+from cloudreg.registration.pose import Pose, centred_pose, centroid, describe, find_start
 from cloudreg.registration.smoothness import Smoothness
 from cloudreg.registration.solver import Energy, Fit, Problem, affine_generators, fit_affine, fit_velocity
 from cloudreg.settings import RegistrationSettings
@@ -44,25 +45,6 @@ class Scales:
 
 
 @dataclass(frozen=True)
-class Pose:
-    """A starting affine and how well it explains the target.
-
-    Parameters
-    ----------
-    name
-        Orientation letters, or ``"given"``.
-    to_atlas
-        4 x 4, target um to atlas um.
-    objective
-        Data term per voxel after a short fit; lower is better. NaN where there was nothing to compare.
-    """
-
-    name: str
-    to_atlas: NDArray[np.float64]
-    objective: float
-
-
-@dataclass(frozen=True)
 class Solution:
     """What `solve` found.
 
@@ -78,6 +60,8 @@ class Solution:
         Objective after each step.
     poses
         Starting poses, the winner first.
+    cuts
+        Faces beyond which the target had no weight.
     """
 
     fit: Fit
@@ -85,6 +69,7 @@ class Solution:
     problem: Problem
     energies: list[Energy]
     poses: list[Pose]
+    cuts: list[Cut]
 
 
 def choose_scales(atlas: Image, target: Grid, template: Grid, settings: RegistrationSettings) -> Scales:
@@ -183,26 +168,34 @@ def solve(
     smoothness = _smoothness(grid, scales)
     still = np.zeros((*grid.shape, 3), dtype=np.float32)
     levels = [make_level(target, atlas, voxel_um) for voxel_um in scales.levels]
-    generators = affine_generators(settings.affine, _centroid(atlas), scales.unit * _UNITS_PER_BRAIN)
+    generators = affine_generators(settings.affine, centroid(atlas), scales.unit * _UNITS_PER_BRAIN)
 
     def problem(level: Level, weight: float) -> Problem:
         return Problem(level, grid, smoothness, weight * (100 / scales.unit) ** 2)
 
     bright = float(np.quantile(levels[0].target.values[levels[0].target.foreground()], 0.9))
-    contrast = initial_contrast(np.ascontiguousarray(_inside(levels[0])), settings.contrast_order, (0.0, bright))
+    contrast = initial_contrast(_inside(atlas), settings.contrast_order, (0.0, bright))
     artifact_prior, background_prior = (0.2, 0.01) if settings.mixture else (1e-9, 1e-9)
     mixture = Mixture(
         0.3, 0.5, 0.2, 1.0, 0.0, (1 - artifact_prior - background_prior, artifact_prior, background_prior)
     )
     start = Fit(np.eye(4), still, integrate(still, smoothness.spacing), contrast, mixture)
 
-    coarse = problem(levels[0], 1.0)
     if initial is not None:
-        candidates = [Pose("given", initial, float("nan"))]
+        candidates = [Pose("given", initial)]
     else:
-        candidates = [Pose(name, _pose(target, atlas, r), float("nan")) for name, r in rotations]
-    fit, poses, energies = _best_pose(coarse, start, candidates, generators)
-    report(_describe(poses))
+        candidates = [centred_pose(name, target, atlas, rotation) for name, rotation in rotations]
+    margin = 0.3 * scales.unit * _UNITS_PER_BRAIN
+    coarse = problem(levels[0].near_the_tissue(margin), 1.0)
+    search = problem(make_level(target, atlas, 2 * scales.levels[0]).near_the_tissue(margin), 1.0)
+    # Where the pose is given, the brain is what the caller knows it to be.
+    faces = flat_faces(target.reduced(2 * scales.unit)) if initial is None and settings.find_cuts else []
+    begun = find_start(search, coarse, start, candidates, faces, atlas.reduced(2 * scales.unit), generators)
+    fit, energies = begun.fit, begun.energies
+    report(describe(begun.poses))
+    if begun.cuts:
+        target = target.without([cut.beyond(target.grid) for cut in begun.cuts])
+        levels = [make_level(target, atlas, voxel_um) for voxel_um in scales.levels]
     if len(levels) > 1 and generators.size:
         second = levels[1].near_the_brain(fit.to_atlas, 4 * scales.unit)
         fit, more = fit_affine(problem(second, 1.0), fit, generators, iterations=10)
@@ -235,7 +228,7 @@ def solve(
         )
         advance(most - len(more))
         energies += more
-    return Solution(fit, grid, last, energies, poses)
+    return Solution(fit, grid, last, energies, begun.poses, begun.cuts)
 
 
 def _at(values: Sequence[float], number: int, count: int) -> float:
@@ -243,62 +236,8 @@ def _at(values: Sequence[float], number: int, count: int) -> float:
     return values[max(0, len(values) - count + number)]
 
 
-def _inside(level: Level) -> NDArray[np.float32]:
+def _inside(atlas: Image) -> NDArray[np.float32]:
     """Atlas values in and just around the brain; outside there is only one grey."""
     from scipy.ndimage import binary_dilation
 
-    values = level.atlas
-    return np.asarray(values[binary_dilation(values > 0.1, iterations=2)])
-
-
-def _centroid(image: Image) -> NDArray[np.float64]:
-    index = np.argwhere(image.foreground())
-    if index.size == 0:
-        raise InputError("expected an image with tissue brighter than its background; found none: check the channel")
-    return image.grid.index_to_um(index.mean(axis=0))
-
-
-def _pose(target: Image, atlas: Image, rotation: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Match centres of mass and volumes of the foregrounds."""
-    volume = [float(i.foreground().sum()) * i.grid.voxel_volume_um3 for i in (atlas, target)]
-    # A volume that differs by more than that is a partial brain or a poor mask, not swelling.
-    scale = float(np.clip((volume[0] / volume[1]) ** (1 / 3), 0.8, 1.25))
-    to_atlas = np.eye(4)
-    to_atlas[:3, :3] = scale * rotation
-    to_atlas[:3, 3] = _centroid(atlas) - scale * rotation @ _centroid(target)
-    return to_atlas
-
-
-def _best_pose(
-    coarse: Problem, start: Fit, candidates: list[Pose], generators: NDArray[np.float64]
-) -> tuple[Fit, list[Pose], list[Energy]]:
-    """Fit the affine from each pose for a few steps, the best three to the end, and keep the best."""
-    finalists = candidates
-    if len(candidates) > 3:
-        trials = []
-        for pose in candidates:
-            fit, _ = fit_affine(coarse, replace(start, to_atlas=pose.to_atlas), generators, iterations=6)
-            trials.append(replace(pose, objective=_per_voxel(coarse, fit)))
-        trials.sort(key=lambda pose: pose.objective)
-        finalists, rest = trials[:3], trials[3:]
-    else:
-        rest = []
-    fitted = []
-    for pose in finalists:
-        fit, energies = fit_affine(coarse, replace(start, to_atlas=pose.to_atlas), generators, iterations=40)
-        fitted.append((_per_voxel(coarse, fit), pose, fit, energies))
-    fitted.sort(key=lambda item: item[0])
-    poses = [replace(pose, objective=objective) for objective, pose, _, _ in fitted] + rest
-    return fitted[0][2], poses, fitted[0][3]
-
-
-def _per_voxel(problem: Problem, fit: Fit) -> float:
-    return problem.evaluate(fit).data / problem.level.active.size
-
-
-def _describe(poses: list[Pose]) -> str:
-    best = poses[0]
-    text = f"pose {best.name}: objective {best.objective:.3f} per voxel"
-    if len(poses) > 1:
-        text += f", next {poses[1].name} {poses[1].objective:.3f}"
-    return text
+    return np.asarray(atlas.values[binary_dilation(atlas.values > 0.1, iterations=2)])

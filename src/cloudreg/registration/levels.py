@@ -44,6 +44,10 @@ class Image:
         full = _block_sum(np.ones_like(self.weight), factors)
         return Image(values, weight / full, self.grid.downsampled(factors))
 
+    def without(self, lost: Sequence[NDArray[np.bool_]]) -> Image:
+        """Return the image with no weight where any of the (z, y, x) masks is true."""
+        return replace(self, weight=np.where(np.logical_or.reduce(lost), np.float32(0), self.weight))
+
     def foreground(self) -> NDArray[np.bool_]:
         """Return where there is tissue: above Otsu's threshold of the smoothed image."""
         from scipy.ndimage import gaussian_filter
@@ -90,14 +94,27 @@ class Level:
             Voxels farther than this from the atlas's brain and from the target's tissue only tell that background is
             background, and are left out.
         """
-        from scipy.ndimage import affine_transform, uniform_filter
+        from scipy.ndimage import affine_transform
 
         grid = self.target.grid
         step = np.linalg.inv(self.atlas_grid.affine) @ to_atlas @ grid.affine
         brain = affine_transform(self.atlas, step[:3, :3], step[:3, 3], grid.shape, order=1, mode="constant") > 0.1
-        wanted = (brain | self.target.foreground()).astype(np.float32)
+        return self._near(brain | self.target.foreground(), margin_um)
+
+    def near_the_tissue(self, margin_um: float) -> Level:
+        """Return the level with only those voxels active that lie within ``margin_um`` of the target's tissue."""
+        return self._near(self.target.foreground(), margin_um)
+
+    def without(self, lost: NDArray[np.bool_]) -> Level:
+        """Return the level with the voxels of a (z, y, x) mask left out."""
+        return replace(self, active=self.active[~lost.ravel()[self.active]])
+
+    def _near(self, wanted: NDArray[np.bool_], margin_um: float) -> Level:
+        from scipy.ndimage import uniform_filter
+
+        grid = self.target.grid
         size = [2 * int(np.ceil(margin_um / v)) + 1 for v in grid.voxel_size_um]
-        near = uniform_filter(wanted, size, mode="constant") > 0.5 / np.prod(size)
+        near = uniform_filter(wanted.astype(np.float32), size, mode="constant") > 0.5 / np.prod(size)
         return replace(self, active=np.flatnonzero(near & (self.target.weight > 0)))
 
 

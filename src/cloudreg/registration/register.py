@@ -16,6 +16,7 @@ from cloudreg.io import Volume, read_resampled
 from cloudreg.registration.fit import Scales, Solution, choose_scales, solve
 from cloudreg.registration.flow import invert, jacobian_determinant
 from cloudreg.registration.levels import Image
+from cloudreg.registration.pose import TIE
 from cloudreg.registration.prepare import prepare
 from cloudreg.registration.reference import Explanation, explain
 from cloudreg.settings import RegistrationSettings
@@ -116,7 +117,10 @@ def register_volume(
             report=say,
             advance=advance,
         )
-    return _finish(solution, scales)
+    registration = _finish(solution, scales)
+    for doubt in registration.figures["doubts"]:
+        say(f"doubt: {doubt}")
+    return registration
 
 
 def _prepared(
@@ -170,6 +174,7 @@ def _finish(solution: Solution, scales: Scales) -> Registration:
     explanation = explain(level, grid, fit)
     figures = _figures(solution, transform, explanation)
     _refuse_failure(figures)
+    figures["doubts"] = _doubts(figures)
     return Registration(
         transform,
         [asdict(energy) for energy in solution.energies],
@@ -216,6 +221,7 @@ def _figures(solution: Solution, transform: Transform, explanation: Explanation)
         "jacobian_max": float(determinant.max()),
         "inverse_consistency_median_um": float(np.median(consistency)),
         "inverse_consistency_p99_um": float(np.quantile(consistency, 0.99)),
+        "cuts": [cut.describe() for cut in solution.cuts],
         "pose": poses[0].name,
         "pose_objective": poses[0].objective,
         "pose_margin": poses[1].objective - poses[0].objective if len(poses) > 1 else None,
@@ -239,3 +245,22 @@ def _refuse_failure(figures: dict[str, Any]) -> None:
         )
     if figures["jacobian_min"] <= 0:
         raise RegistrationFailedError("the registration failed: the map folds; raise the regularization")
+
+
+def _doubts(figures: dict[str, Any]) -> list[str]:
+    """Return what speaks against a fit that isn't refused, a sentence each."""
+    low, high = min(figures["affine_scales"]), max(figures["affine_scales"])
+    volume = float(np.prod(figures["affine_scales"]))
+    doubts = []
+    if not 0.6 < volume < 1 / 0.6:
+        doubts.append(f"the atlas had to be scaled to {volume:.2f} of its volume: check the voxel size")
+    if high > 1.25 * low:
+        doubts.append(f"the atlas was scaled by {low:.2f} one way and {high:.2f} another: check the voxel size")
+    if figures["cuts"]:
+        where = " and ".join(figures["cuts"])
+        doubts.append(f"the brain was taken to be cut at {where}: regions beyond are a guess from the rest")
+    if figures["matched_fraction"] < 0.5:
+        doubts.append(f"only {figures['matched_fraction']:.0%} of the brain matches the atlas")
+    if figures["pose_margin"] is not None and figures["pose_margin"] < TIE:
+        doubts.append("another pose explains the brain as well: give --orientation, or compare with it")
+    return doubts

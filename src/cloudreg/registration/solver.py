@@ -138,6 +138,12 @@ class Problem:
         other.softness = softness
         return other
 
+    def at(self, level: Level) -> Problem:
+        """Return the same problem at another level."""
+        other = copy(self)
+        other.level = level
+        return other
+
     def _arguments(self, fit: Fit) -> tuple[Any, ...]:
         level = self.level
         index_to_um = fit.to_atlas @ level.target.grid.affine
@@ -271,6 +277,13 @@ def fit_affine(
     return fit, energies
 
 
+def fit_intensities(problem: Problem, fit: Fit, *, iterations: int) -> Fit:
+    """Fit the contrast and the mixture; what lies where stays."""
+    for _ in range(iterations):
+        fit = _em_update(fit, problem.evaluate(fit), None)
+    return fit
+
+
 def fit_velocity(
     problem: Problem,
     fit: Fit,
@@ -314,6 +327,7 @@ def fit_velocity(
             moved, evaluation, damping = _affine_iteration(problem, fit, linear, generators, damping)
             if evaluation is not None:
                 fit = _em_update(moved, evaluation, smoothing)
+                fit = replace(fit, mixture=replace(fit.mixture, sigma_match=used))
                 linear = problem.linearize(fit, affine=False)
         step, promised = problem.velocity_step(fit, linear, 20, stiffness)
         moved, evaluation = _line_search(problem, fit, linear, step, promised)

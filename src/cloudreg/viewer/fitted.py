@@ -42,6 +42,7 @@ def registration_facts(folder: Path) -> list[Fact]:
     return [
         Fact("atlas", str(manifest["atlas"]["name"])),
         Fact("of the brain matches it", f"{figures['matched_fraction']:.0%}"),
+        Fact("doubts", str(len(figures.get("doubts", [])) or "none")),
         Fact("local volume change", f"{figures['jacobian_min']:.2f} to {figures['jacobian_max']:.2f} ×"),
     ]
 
@@ -53,6 +54,8 @@ def registration_sections(folder: Path, regions: Path) -> list[Section]:
     registration = open_registration(folder)
     manifest = json.loads((folder / "manifest.json").read_text())
     target = shrink(registration.open_target(), channel=int(manifest["target"]["channel"]))
+    # Folders of the first version have none.
+    doubts = "".join(f"Beware: {doubt}. " for doubt in manifest["figures"].get("doubts", []))
     parts = [*_overlays(folder, target), *_in_atlas(folder)]
     sections = [
         Section(
@@ -66,8 +69,8 @@ def registration_sections(folder: Path, regions: Path) -> list[Section]:
         Section(
             "trust",
             "How far to trust it",
-            "The deformation should be smooth and nowhere fold, the energy should have settled, and what the fit set "
-            "aside as artifact should be what you would set aside.",
+            f"{doubts}The deformation should be smooth and nowhere fold, the energy should have settled, and what "
+            "the fit set aside as artifact should be what you would set aside.",
             [*_deformation(registration.transform), *_energy(folder), *_weights(folder), *_figures(manifest)],
         ),
     ]

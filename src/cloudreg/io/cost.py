@@ -1,0 +1,51 @@
+"""What a volume will cost to store, before a voxel of it is written."""
+
+from __future__ import annotations
+
+import math
+import os
+
+from numpy.typing import DTypeLike
+
+from cloudreg.io.create import planned_layout
+from cloudreg.io.volume import Volume
+
+
+def describe_cost(
+    volume: Volume, destination: str | os.PathLike[str], *, dtype: DTypeLike | None = None, sharded: bool | None = None
+) -> dict[str, str]:
+    """Return how many objects a chunked copy of a volume's finest level would make, in words for a person.
+
+    An object of zeros is not written, so these are the most that there will be; each is one PUT request.
+
+    Raises
+    ------
+    InputError
+        If the destination's name is of no chunked format.
+    """
+    layout = planned_layout(
+        destination,
+        volume.grid,
+        volume.dtype if dtype is None else dtype,
+        channels=volume.channels,
+        kind=volume.kind,
+        sharded=sharded,
+    )
+    objects = [layout.objects_of(level) for level in range(len(layout.levels))]
+    finest = math.prod(volume.grid.shape) * volume.channels * layout.dtype.itemsize
+    rows = {
+        "destination": str(destination),
+        "format": f"{layout.format}, {'sharded' if layout.sharded else 'not sharded'}",
+        "chunk": _times(layout.chunk_of(0)),
+        "object": f"{_times(layout.shard_of(0))} voxels",
+        "size": f"{finest / 1e9:.3g} GB, {layout.bytes / 1e9:.3g} GB with all levels, before compression",
+    }
+    for level, count in enumerate(objects):
+        rows[f"level {level}"] = f"{_times(layout.levels[level].shape)} voxels, {count} objects"
+    rows["objects"] = f"{sum(objects)}, as many PUT requests"
+    rows["per terabyte"] = f"{math.ceil(sum(objects) * 1e12 / finest)} objects and PUT requests"
+    return rows
+
+
+def _times(values: tuple[int, ...]) -> str:
+    return " x ".join(str(v) for v in values)

@@ -1,0 +1,182 @@
+"""Volumes to a bucket and back through the command line: bit-exact, whatever happens on the way."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from cloudreg.execution import Engine
+from cloudreg.io import convert, downsample, open_volume, write_volume
+from cloudreg.io.tiff_writing import create_tiff_series
+from cloudreg.space import Box, Grid
+from object_store import FaultyProxy, S3Server
+
+RNG = np.random.default_rng(0)
+ARRAY = RNG.integers(0, 4000, (150, 200, 170)).astype(np.uint16)
+GRID = Grid.from_spacing(ARRAY.shape, (2, 2, 2))
+FORMS = ["precomputed://s3://private/{}/v", "s3://private/{}/v.ome.zarr"]
+
+
+def cloudreg(*arguments, check=True, **options):
+    command = [sys.executable, "-m", "cloudreg", *(str(a) for a in arguments)]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, **options)
+    assert done.returncode == 0 or not check, done.stderr
+    return done
+
+
+# Small blocks, so that there is a half way.
+SMALL = ["--workers", "1", "--memory", "64MB"]
+BIG = np.tile(ARRAY, (2, 2, 2))[:, :350, :300]
+
+
+def write_series(folder, array):
+    folder.mkdir()
+    grid = Grid.from_spacing(array.shape, (2, 2, 2))
+    create_tiff_series(folder, 1, grid, array.dtype).write(Box.whole(array.shape), array, 0)
+    return folder
+
+
+@pytest.fixture
+def series(tmp_path):
+    """A folder of planes."""
+    return write_series(tmp_path / "series", ARRAY)
+
+
+@pytest.fixture
+def big_series(tmp_path):
+    """As many planes as need several blocks."""
+    return write_series(tmp_path / "series", BIG)
+
+
+@pytest.mark.parametrize("sharded", ["--sharded", "--no-sharded"])
+@pytest.mark.parametrize("form", FORMS)
+def test_there_and_back_with_requests_that_fail(s3, monkeypatch, tmp_path, series, form, sharded):
+    proxy = FaultyProxy(s3.endpoint, 0.05, seed=1)
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", proxy.endpoint)
+    place = form.format(f"faulty{sharded}")
+    cloudreg("convert", series, place, sharded, "--verify", "--workers", 2)
+    cloudreg("download", place, tmp_path / "back", "--verify", "--workers", 2)
+    proxy.stop()
+    assert proxy.faults > 0
+    np.testing.assert_array_equal(open_volume(tmp_path / "back").read(), ARRAY)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["back", "home", "series"]
+    assert not list(tmp_path.rglob("*.ledger"))
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_there_and_back_when_the_program_and_the_server_are_killed(tmp_path, monkeypatch, s3, big_series, form):
+    server = S3Server(tmp_path / "server")
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", server.endpoint)
+    place = form.format("killed")
+    options = ["--no-sharded", *SMALL]
+    try:
+        process = subprocess.Popen([sys.executable, "-m", "cloudreg", "convert", big_series, place, *options])
+        cache = tmp_path / "home" / ".cache" / "cloudreg"
+        wait_for(lambda: any(f.read_text().count("\n") >= 1 for f in cache.glob("*.ledger")))
+        server.kill()
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+        server.start()
+        done = next(cache.glob("*.ledger")).read_text().count("\n")
+        assert cloudreg("info", place).stdout.startswith("path")
+        # While the second run goes on, the server dies again and comes back.
+        done_before = sum(f.read_text().count("\n") for f in cache.glob("*.ledger"))
+        process = subprocess.Popen(
+            [sys.executable, "-m", "cloudreg", "convert", big_series, place, *options, "--verify"]
+        )
+        wait_for(lambda: sum(f.read_text().count("\n") for f in cache.glob("*.ledger")) > done_before)
+        server.kill()
+        time.sleep(1)
+        server.start()
+        assert process.wait(timeout=300) == 0
+        assert done >= 1 and not list(cache.glob("*.ledger"))
+        cloudreg("download", place, tmp_path / "back")
+    finally:
+        server.kill()
+    np.testing.assert_array_equal(open_volume(tmp_path / "back").read(), BIG)
+
+
+def wait_for(condition):
+    for _ in range(600):
+        if condition():
+            return
+        time.sleep(0.05)
+    raise AssertionError("it did not happen")
+
+
+def test_a_download_that_was_killed_goes_on(tmp_path, s3, big_series):
+    with Engine(workers=2, memory="1GB") as engine:
+        convert(big_series, "s3://private/download/v.ome.zarr", engine=engine, sharded=False)
+    arguments = ["download", "s3://private/download/v.ome.zarr", tmp_path / "back", *SMALL]
+    process = subprocess.Popen([sys.executable, "-m", "cloudreg", *(str(a) for a in arguments)])
+    wait_for(lambda: any(f.read_text() for f in tmp_path.glob(".back.*.ledger")) or process.poll() is not None)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (tmp_path / "back").exists()
+    cloudreg(*arguments)
+    np.testing.assert_array_equal(open_volume(tmp_path / "back").read(), BIG)
+    assert not [p for p in tmp_path.iterdir() if p.name.startswith((".back", ".unfinished"))]
+
+
+def test_a_level_and_a_box_of_it_come_where_they_lie(tmp_path, engine):
+    volume = write_volume(tmp_path / "v.ome.zarr", ARRAY, Grid.from_spacing(ARRAY.shape, (2, 2, 2), (10, 20, 30)))
+    for name in ("a.nii.gz", "a.nrrd", "a.tif", "a.ome.zarr"):
+        options = ["--level", 1, "--region", "10:20,30:60,5:80"]
+        cloudreg("download", tmp_path / "v.ome.zarr", tmp_path / name, *options)
+        taken = open_volume(tmp_path / name)
+        np.testing.assert_array_equal(taken.read(), downsample(ARRAY, (2, 2, 2))[10:20, 30:60, 5:80])
+        if name != "a.tif":
+            np.testing.assert_allclose(taken.grid.origin_um, volume.levels[1].index_to_um((10, 30, 5)), atol=1e-3)
+    cloudreg("download", tmp_path / "v.ome.zarr", tmp_path / "b.nrrd", "--resolution", 5)
+    assert open_volume(tmp_path / "b.nrrd").grid.voxel_size_um == (4, 4, 4)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--level", 7], "expected a level from 0 to 2"),
+        (["--region", "0:9,0:9"], "a region is Z0:Z1"),
+        (["--region", "0:9,0:9,160:171"], "expected a region within"),
+        (["--region", "0:9,5:5,1:2"], "expected a region within"),
+        (["--level", 1, "--resolution", 3], "expected --level or --resolution, got both"),
+    ],
+)
+def test_parts_that_are_not_there_are_refused(tmp_path, options, message):
+    write_volume(tmp_path / "v.ome.zarr", ARRAY, GRID)
+    done = cloudreg("download", tmp_path / "v.ome.zarr", tmp_path / "a.nrrd", *options, check=False)
+    assert done.returncode == 2 and message in done.stderr and done.stderr.count("\n") == 1
+    assert [p.name for p in tmp_path.iterdir()] == ["v.ome.zarr"]
+
+
+def test_the_cost_is_said_beforehand_and_is_the_cost(tmp_path, s3, series, monkeypatch):
+    proxy = FaultyProxy(s3.endpoint, 0.0)
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", proxy.endpoint)
+    for form in FORMS:
+        place = form.format("cost")
+        rows = dict(
+            line.split(maxsplit=1)
+            for line in cloudreg("convert", series, place, "--sharded", "--dry-run").stdout.splitlines()
+        )
+        assert proxy.requests == 0
+        cloudreg("convert", series, place, "--sharded", "--workers", 2)
+        objects = int(rows["objects"].split(",")[0])
+        # The metadata of the volume, twice, and of each level.
+        assert objects < proxy.puts <= objects + 5
+        proxy.requests = proxy.puts = 0
+    proxy.stop()
+
+
+def test_a_terabyte_takes_a_hundredth_of_the_requests_of_old(tmp_path):
+    """The first CloudReg made 30.5 million objects of 128 x 128 x 1 voxels at the finest level."""
+    from cloudreg.io import describe_cost
+    from cloudreg.io.volume import Volume
+
+    grid = Grid.from_spacing((5000, 10000, 10000), (1, 1, 1))
+    terabyte = Volume("", "tiff", "image", np.dtype("uint16"), 1, (grid,), (1, 1, 1), None)
+    for place in ("s3://b/v.ome.zarr", "precomputed://s3://b/v"):
+        rows = describe_cost(terabyte, place)
+        assert int(rows["per terabyte"].split()[0]) < 30.5e6 / 100
