@@ -1,7 +1,8 @@
 """Displacement fields as NIfTI files, in the convention of ANTs.
 
 A warp is a five-dimensional image (x, y, z, 1, component) with the vector intent; its header places it in RAS
-millimetres as all NIfTI headers do, and its components are LPS millimetres.
+millimetres as all NIfTI headers do, and its components are LPS millimetres. Of several ``-t`` antsApplyTransforms
+does the first to the points of the image that is made, and the next to what comes out.
 
 References
 ----------
@@ -29,10 +30,10 @@ def write_warps(transform: Transform, atlas: Frame, target: Frame, folder: Path)
     _write_warp(lps.to_atlas, folder / "warp_atlas_images_to_target.nii.gz")
     _write_warp(lps.to_target, folder / "warp_target_images_to_atlas.nii.gz")
     return {
-        "warp_atlas_images_to_target.nii.gz": "brings atlas images onto the target, its affine first: "
-        "antsApplyTransforms -t warp_atlas_images_to_target.nii.gz -t affine_atlas_images_to_target.tfm",
-        "warp_target_images_to_atlas.nii.gz": "brings target images onto the atlas, its affine last: "
-        "antsApplyTransforms -t affine_target_images_to_atlas.tfm -t warp_target_images_to_atlas.nii.gz",
+        "warp_atlas_images_to_target.nii.gz": "brings atlas images onto the target after the affine: "
+        "antsApplyTransforms -t affine_atlas_images_to_target.tfm -t warp_atlas_images_to_target.nii.gz",
+        "warp_target_images_to_atlas.nii.gz": "brings target images onto the atlas before the affine: "
+        "antsApplyTransforms -t warp_target_images_to_atlas.nii.gz -t affine_target_images_to_atlas.tfm",
         **write_affines(lps, folder),
     }
 
