@@ -46,13 +46,12 @@ def load_initial_affine(
     """
     path = Path(path)
     if _is_itk(path):
-        first, last = (target, atlas) if from_target else (atlas, target)
-        matrix = inverted(last.to_lps_mm) @ read_itk_affine(path) @ first.to_lps_mm
-        matrix[3] = (0, 0, 0, 1)
+        world = read_itk_affine(path)
+        there, back = _between(world, atlas, target), inverted(_between(world, target, atlas))
     else:
-        matrix = load_affine(path)
-    back = inverted(matrix)
-    affine, other = (back, matrix) if from_target else (matrix, back)
+        there = load_affine(path)
+        back = inverted(there)
+    affine, other = (back, there) if from_target else (there, back)
     overlap = _overlap(affine, atlas.grid, target.grid)
     if overlap < _LEAST_OVERLAP:
         advice = (
@@ -65,6 +64,13 @@ def load_initial_affine(
             f"in common: {advice}"
         )
     return affine
+
+
+def _between(world: NDArray[np.float64], first: Frame, last: Frame) -> NDArray[np.float64]:
+    """Return a map between LPS millimetres as one between the micrometres of two volumes."""
+    matrix = inverted(last.to_lps_mm) @ world @ first.to_lps_mm
+    matrix[3] = (0, 0, 0, 1)
+    return np.asarray(matrix)
 
 
 def read_itk_affine(path: str | Path) -> NDArray[np.float64]:
