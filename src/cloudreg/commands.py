@@ -12,7 +12,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from numpy.typing import NDArray
 from rich.console import Console
@@ -34,7 +34,9 @@ from cloudreg.run_folder import RunFolder, write_atomically
 from cloudreg.settings import AlignSettings, AtlasSettings, FusionSettings, RunSettings
 from cloudreg.space import Box
 from cloudreg.tiles import open_acquisition, read_project
-from cloudreg.transforms import Side, apply_points_file, load_affine, read_all_points
+from cloudreg.transforms import Frame, Side, apply_points_file, export_transform, load_initial_affine, read_all_points
+from cloudreg.transforms.brainglobe import export_brainglobe
+from cloudreg.transforms.export import FieldFormat
 from cloudreg.transforms.images import apply_image
 from cloudreg.viewer import write_registration_report, write_run_report
 
@@ -184,6 +186,7 @@ def register(
     voxel_size_um: Sequence[float] | None,
     mask: str | None,
     initial_affine: Path | None,
+    initial_affine_from: Side = "atlas",
     report: bool = True,
     command: str,
 ) -> None:
@@ -191,6 +194,10 @@ def register(
     _require_new(out)
     volume = open_volume(target, voxel_size_um=voxel_size_um, orientation=settings.orientation)
     atlas = load_atlas(**settings.atlas.model_dump())
+    start = None
+    if initial_affine is not None:
+        frames = Frame(atlas.template.grid, atlas.orientation), Frame(volume.grid, volume.orientation)
+        start = load_initial_affine(initial_affine, *frames, from_target=initial_affine_from == "target")
     pipeline.register_to_atlas(
         volume,
         atlas,
@@ -199,7 +206,7 @@ def register(
         engine,
         channel=channel,
         mask=None if mask is None else _mask(mask, volume),
-        initial_affine=None if initial_affine is None else load_affine(initial_affine),
+        initial_affine=start,
         command=command,
     )
     if atlas.labels is not None:
@@ -252,6 +259,16 @@ def apply_points(registration: Path, points: Path, out: Path, *, to: Side) -> No
     opened = _open_registration(registration)
     template = opened.open_atlas().template.grid if to == "target" else None
     apply_points_file(opened.transform, points, out, to, target_grid=opened.target_grid, atlas_grid=template)
+
+
+def export(registration: Path, out: Path, engine: Engine, *, form: FieldFormat | Literal["brainglobe"]) -> None:
+    """Write the transform of a registration for other programs."""
+    opened = _open_registration(registration)
+    if form != "brainglobe":
+        export_transform(opened.transform, opened.atlas_frame, opened.target_frame, out, form)
+        return
+    channel = int(opened.manifest["target"]["channel"])
+    export_brainglobe(opened.transform, opened.open_atlas(), opened.open_target(), out, engine=engine, channel=channel)
 
 
 def regions(

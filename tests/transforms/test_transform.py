@@ -118,6 +118,60 @@ def test_an_affine_alone_is_undone_exactly(linear, shift):
     np.testing.assert_allclose(inverse_consistency_um(transform, points), 0, atol=1e-7)
 
 
+affines = st.integers(0, 999).map(lambda seed: random_affine(np.random.default_rng(seed)))
+
+
+def random_affine(rng):
+    """Any rotation or mirror, anisotropic scale and shear, far from singular."""
+    left, right = (np.linalg.qr(rng.normal(size=(3, 3)))[0] for _ in range(2))
+    affine = np.eye(4)
+    affine[:3, :3] = left @ np.diag(rng.uniform(0.4, 2.5, 3)) @ right
+    affine[:3, 3] = rng.uniform(-5000, 5000, 3)
+    return affine
+
+
+def through(affine, points):
+    return points @ affine[:3, :3].T + affine[:3, 3]
+
+
+@settings(max_examples=20, deadline=None)
+@given(affines)
+def test_the_inverse_transform_goes_the_other_way_exactly(affine):
+    transform = diffeomorphism(affine=affine)
+    inverse = transform.inverse()
+    points = np.concatenate([interior_points(40), [[-9000.0, 300.0, 20000.0]]])
+    there, inside = transform.atlas_to_target(points)
+    swapped, swapped_inside = inverse.target_to_atlas(points)
+    np.testing.assert_allclose(swapped, there, atol=2e-3)
+    np.testing.assert_array_equal(swapped_inside, inside)
+    np.testing.assert_allclose(inverse.atlas_to_target(there)[0], transform.target_to_atlas(there)[0], atol=2e-3)
+    np.testing.assert_allclose(inverse.inverse().atlas_to_target(points)[0], there, atol=2e-3)
+    assert inverse.affine[3].tolist() == [0, 0, 0, 1]
+
+
+@settings(max_examples=20, deadline=None)
+@given(affines, affines)
+def test_other_frames_name_the_same_places(atlas, target):
+    transform = diffeomorphism()
+    moved = transform.in_frames(atlas=atlas, target=target)
+    points = interior_points(40)
+    there = transform.atlas_to_target(points)[0]
+    np.testing.assert_allclose(moved.atlas_to_target(through(atlas, points))[0], through(target, there), atol=2e-3)
+    back = transform.target_to_atlas(there)[0]
+    np.testing.assert_allclose(moved.target_to_atlas(through(target, there))[0], through(atlas, back), atol=2e-3)
+
+
+def test_a_field_with_more_nodes_is_the_same_map():
+    field = diffeomorphism().to_target
+    far = np.array([[-700.0, 500.0, 400.0], [900.0, 4000.0, 1200.0]])
+    extended = field.extended(far)
+    assert extended.contains(far).all() and not field.contains(far).any()
+    points = np.random.default_rng(3).uniform(-600, 4000, (300, 3))
+    np.testing.assert_allclose(extended.displacement(points), field.displacement(points), atol=1e-4)
+    middle = np.array([[600.0, 600.0, 600.0]])
+    assert field.extended(middle) is field
+
+
 def test_the_jacobian_determinant_of_a_stretch_and_of_a_fold():
     affine = np.eye(4)
     affine[:3, :3] = [[0, 25, 0], [40, 0, 0], [0, 0, 10]]

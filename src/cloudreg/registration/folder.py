@@ -16,7 +16,7 @@ from cloudreg.execution import Engine
 from cloudreg.io import Kind, Volume, create_volume, open_volume
 from cloudreg.registration.register import Registration
 from cloudreg.space import Box, Grid
-from cloudreg.transforms import Transform, apply_image
+from cloudreg.transforms import Frame, Transform, apply_image
 
 MANIFEST = "manifest.json"
 LABELS_IN_TARGET = "labels_in_target.ome.zarr"
@@ -65,6 +65,17 @@ class OpenRegistration:
         """Letters of the target's physical axes, if they were known."""
         letters = self.manifest["target"]["orientation"]
         return None if letters is None else str(letters)
+
+    @property
+    def target_frame(self) -> Frame:
+        """Where the volume that was registered lies."""
+        return Frame(self.target_grid, self.target_orientation)
+
+    @property
+    def atlas_frame(self) -> Frame:
+        """Where the template lies."""
+        atlas = self.manifest["atlas"]
+        return Frame(Grid.from_dict(atlas["template_grid"]), str(atlas["orientation"]))
 
     def open_target(self, path: str | None = None, *, kind: Kind = "image") -> Volume:
         """Open the volume that was registered, or another one of its grid, where it lay: whatever the file says.

@@ -76,6 +76,33 @@ class DisplacementField:
         index = self.grid.um_to_index(points_um)
         return np.asarray(((index >= -0.5) & (index <= np.asarray(self.grid.shape) - 0.5)).all(axis=-1))
 
+    def mapped(self, change: ArrayLike) -> DisplacementField:
+        """Return the same field in other coordinates.
+
+        Parameters
+        ----------
+        change
+            4 x 4, C from the present coordinates to the new ones. The result is ``q -> C (p + u(p))`` with
+            ``p = C^-1 q``: the nodes are moved and the vectors turned, nothing is interpolated.
+        """
+        matrix = np.asarray(change, dtype=np.float64)
+        vectors = np.einsum("ab,bzyx->azyx", matrix[:3, :3], self.vectors.astype(np.float64))
+        return DisplacementField(Grid(self.grid.shape, matrix @ self.grid.affine), vectors.astype(np.float32))
+
+    def extended(self, points_um: ArrayLike) -> DisplacementField:
+        """Return the same map on a grid with more nodes, so that points (n, 3) lie well between nodes.
+
+        Other programs take the displacement to be 0 where the nodes end; here the values at the edge go on.
+        """
+        index = self.grid.um_to_index(points_um).reshape(-1, 3)
+        last = np.asarray(self.grid.shape) - 1
+        before = np.maximum(0, 1 - np.floor(index.min(axis=0))).astype(int)
+        after = np.maximum(0, np.ceil(index.max(axis=0)) + 1 - last).astype(int)
+        if not (before.any() or after.any()):
+            return self
+        widths = [(0, 0), *zip(before.tolist(), after.tolist(), strict=True)]
+        return DisplacementField(self.grid.padded(before, after), np.pad(self.vectors, widths, mode="edge"))
+
 
 def jacobian_determinant(field: DisplacementField) -> NDArray[np.float64]:
     """Return det D(p + u(p)) at every node, (z, y, x): local volume change, negative where space folds.

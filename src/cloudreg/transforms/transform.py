@@ -52,7 +52,29 @@ class Transform:
     @property
     def inverse_affine(self) -> NDArray[np.float64]:
         """B = A^-1: target micrometres to atlas micrometres."""
-        return np.asarray(np.linalg.inv(self.affine))
+        return inverted(self.affine)
+
+    def inverse(self) -> Transform:
+        """Return the map with atlas and target exchanged.
+
+        It is ``x = B psi(y)`` with ``psi = A phi^-1 B``: the inverse deformation as the target sees it, on nodes
+        that move along. Nothing is interpolated, so only float32 is lost.
+        """
+        return Transform(self.inverse_affine, self.to_atlas.mapped(self.affine), self.to_target.mapped(self.affine))
+
+    def in_frames(self, *, atlas: ArrayLike | None = None, target: ArrayLike | None = None) -> Transform:
+        """Return the same map between other coordinates of the same places.
+
+        Parameters
+        ----------
+        atlas, target
+            4 x 4, from the present coordinates to the new ones; whatever unit these have takes the place of
+            micrometres. None keeps them.
+        """
+        old, new = (np.eye(4) if m is None else np.asarray(m, dtype=np.float64) for m in (atlas, target))
+        affine = new @ self.affine @ inverted(old)
+        affine[3] = (0, 0, 0, 1)
+        return Transform(affine, self.to_target.mapped(old), self.to_atlas.mapped(old))
 
     def atlas_to_target(self, points_um: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
         """Map atlas points (n, 3) to the target.
@@ -147,6 +169,14 @@ def load_affine(path: str | Path) -> NDArray[np.float64]:
     if not np.array_equal(matrix[3], (0, 0, 0, 1)):
         raise InputError(f"expected 0 0 0 1 as the last row of the affine in {path}, got {matrix[3].tolist()}")
     return matrix
+
+
+def inverted(affine: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the inverse of a 4 x 4 affine, its last row exactly 0 0 0 1."""
+    result = np.eye(4)
+    result[:3, :3] = np.linalg.inv(affine[:3, :3])
+    result[:3, 3] = -result[:3, :3] @ affine[:3, 3]
+    return result
 
 
 def inverse_consistency_um(transform: Transform, points_um: ArrayLike) -> NDArray[np.float64]:
