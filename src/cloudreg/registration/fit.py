@@ -13,7 +13,7 @@ from cloudreg.registration.cuts import Cut, flat_faces
 from cloudreg.registration.flow import integrate
 from cloudreg.registration.kernels import Mixture
 from cloudreg.registration.levels import Image, Level, make_level
-from cloudreg.registration.pose import Pose, centred_pose, centroid, describe, find_start
+from cloudreg.registration.pose import GIVEN, Pose, centred_pose, centroid, describe, find_start
 from cloudreg.registration.smoothness import Smoothness
 from cloudreg.registration.solver import Energy, Fit, Problem, affine_generators, fit_affine, fit_velocity
 from cloudreg.settings import RegistrationSettings
@@ -182,7 +182,7 @@ def solve(
     start = Fit(np.eye(4), still, integrate(still, smoothness.spacing), contrast, mixture)
 
     if initial is not None:
-        candidates = [Pose("given", initial)]
+        candidates = [Pose(GIVEN, initial)]
     else:
         candidates = [centred_pose(name, target, atlas, rotation) for name, rotation in rotations]
     margin = 0.3 * scales.unit * _UNITS_PER_BRAIN

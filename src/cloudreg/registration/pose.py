@@ -22,6 +22,9 @@ from cloudreg.registration.solver import Energy, Fit, Problem, fit_affine, fit_i
 _CLEAR = 0.2
 """A pose that wins by less than this (in log likelihood per voxel) is doubted, and turns in between are tried."""
 
+GIVEN = "given"
+"""Name of a pose that the caller gave."""
+
 TIE = 0.05
 """A margin below which two poses explain the target alike."""
 
@@ -37,6 +40,13 @@ _PROMISING, _FINALISTS = 24, 4
 _PARTS = (0.5, 0.7, 0.85)
 """How much of the brain may be left on this side of a cut, to start from."""
 
+MOST_VOLUME, MOST_ANISOTROPY = 1.65, 1.25
+"""By how much clearing may swell or shrink a brain, and one of its sides more than another, before it's doubted."""
+
+_SHIFTS, _SCALES = 0.15 * np.arange(-2, 3), (0.85, 1.0, 1.18)
+"""Where else the brain may lie, in brain sizes along each axis, and how large, should matching the middles and the
+volumes fail: a head holds more than the brain, and its middle is another."""
+
 _WORTH, _MISSING = 0.1, 0.1
 """A cut must explain what is left of the target better than a whole brain does, by this much per voxel, and take away
 at least this part of the atlas's brain: a flat side that the atlas has too is no cut."""
@@ -49,7 +59,7 @@ class Pose:
     Parameters
     ----------
     name
-        Orientation letters, or ``"given"``.
+        Orientation letters, or `GIVEN`.
     to_atlas
         4 x 4, target um to atlas um.
     objective
@@ -59,6 +69,11 @@ class Pose:
     name: str
     to_atlas: NDArray[np.float64]
     objective: float = float("nan")
+
+    @property
+    def given(self) -> bool:
+        """Whether it's the caller's, and not to be doubted."""
+        return self.name == GIVEN
 
 
 def centred_pose(name: str, target: Image, atlas: Image, rotation: NDArray[np.float64]) -> Pose:
@@ -156,6 +171,13 @@ def find_start(
     """
     brain = atlas.grid.index_to_um(np.argwhere(atlas.foreground()))
     found = Start(*_best_pose(search, coarse, start, candidates, generators, turn=len(candidates) > 1), [])
+    if not candidates[0].given and implausible(found.fit.to_atlas):
+        size = float(len(brain) * atlas.grid.voxel_volume_um3) ** (1 / 3)
+        rotations = candidates if len(candidates) == 1 else found.poses
+        others = _elsewhere(search, start, rotations, brain.mean(axis=0), size)
+        other = Start(*_best_pose(search, coarse, start, others, generators, turn=False), [])
+        if other.poses[0].objective < found.poses[0].objective:
+            found = other
     remaining = list(faces)
     while remaining:
         trials = []
@@ -173,8 +195,35 @@ def find_start(
             break
         _, face, better = max(trials, key=lambda trial: trial[0])
         found = better
-        remaining.remove(face)
+        remaining = [other for other in remaining if other is not face]
     return found
+
+
+def implausible(affine: NDArray[np.float64]) -> bool:
+    """Return whether an affine scales a brain as clearing does not."""
+    scales = np.linalg.svd(affine[:3, :3], compute_uv=False)
+    volume = float(np.prod(scales))
+    return not 1 / MOST_VOLUME < volume < MOST_VOLUME or bool(scales[0] > MOST_ANISOTROPY * scales[-1])
+
+
+def _elsewhere(
+    problem: Problem, start: Fit, rotations: Sequence[Pose], middle: NDArray[np.float64], size: float
+) -> list[Pose]:
+    """Return the poses that put the atlas's ``middle`` about the target's and explain most as they are."""
+    poses = []
+    here = centroid(problem.level.target)
+    for pose in rotations:
+        rotation = _nearest_rotation(pose)
+        for scale, *shift in itertools.product(_SCALES, _SHIFTS, _SHIFTS, _SHIFTS):
+            candidate = _matching(pose.name, scale * rotation, here, middle + size * np.array(shift))
+            fit = fit_intensities(problem, replace(start, to_atlas=candidate.to_atlas), iterations=_FIRST_STEPS)
+            poses.append(replace(candidate, objective=per_voxel(problem, fit)))
+    return sorted(poses, key=lambda pose: pose.objective)[:_PROMISING]
+
+
+def _nearest_rotation(pose: Pose) -> NDArray[np.float64]:
+    u, _, v = np.linalg.svd(pose.to_atlas[:3, :3])
+    return np.asarray(u @ v)
 
 
 def _without(problem: Problem, cuts: Sequence[Cut]) -> Problem:
@@ -210,9 +259,7 @@ def _poses_of_parts(
         candidates = found.poses[:1]
     poses = []
     for pose in candidates:
-        # Its rotation alone: the nearest orthogonal matrix.
-        u, _, v = np.linalg.svd(pose.to_atlas[:3, :3])
-        rotation = u @ v
+        rotation = _nearest_rotation(pose)
         along = brain @ (rotation @ face.normal)
         for part in _PARTS:
             left = brain[along <= np.quantile(along, part)]

@@ -6,11 +6,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cloudreg.errors import InputError
+from cloudreg.execution import Engine
+from cloudreg.io import Volume, read_resampled
 from cloudreg.registration.levels import Image, otsu_threshold
 from cloudreg.space import Grid
 
 _BRIGHTEST = 1.6
 """Normalised values are clipped here: a saturated blob is an outlier, not a scale."""
+
+_GAP = 0.06
+"""Gaps between labels that are closed, in sides of a cube as large as what is labelled."""
+
+_LEAST_SHARE, _MOST_SHARE = 0.2, 0.8
+"""Part of the template's foreground that is labelled, for the rest to be a head around the brain."""
 
 
 def prepare(
@@ -80,6 +88,39 @@ def prepare(
     normalised = (mean - np.float32(background)) / np.float32(bright - background)
     normalised = np.clip(normalised, -0.5, _BRIGHTEST).astype(np.float32)
     return Image(np.where(used, normalised, 0).astype(np.float32), weight.astype(np.float32), grid)
+
+
+def labelled_part(template: Image, labels: Volume, engine: Engine) -> Image | None:
+    """Return the template with nothing but what lies within its labels, which a head has more than.
+
+    Parameters
+    ----------
+    template
+        Normalised.
+    labels
+        Region ids on any grid.
+    engine
+        For reading them.
+
+    Returns
+    -------
+    Image or None
+        None where the labels reach as far as the template's foreground, or fill so little of it that they are no brain.
+    """
+    from scipy.ndimage import affine_transform, binary_closing, binary_dilation, binary_fill_holes
+
+    _, own, filled = read_resampled(labels, max(template.grid.voxel_size_um), engine=engine, weight=True)
+    step = np.linalg.inv(own.affine) @ template.grid.affine
+    inside = affine_transform(filled, step[:3, :3], step[:3, 3], template.grid.shape, order=1, mode="constant") > 0.3
+    # Labels may leave out white matter and ventricles; what they surround is brain.
+    gap = max(1, round(_GAP * inside.sum() ** (1 / 3)))
+    padded = np.pad(inside, 2 * gap)
+    padded = binary_fill_holes(binary_closing(padded, iterations=gap))
+    brain = binary_dilation(padded, iterations=1)[(slice(2 * gap, -2 * gap),) * 3]
+    share = float((brain & template.foreground()).sum() / max(1, template.foreground().sum()))
+    if not _LEAST_SHARE < share < _MOST_SHARE:
+        return None
+    return Image(np.where(brain, template.values, np.float32(0)), template.weight, template.grid)
 
 
 def _zeros_are_background(values: NDArray[np.float32], observed: NDArray[np.float32], threshold: float) -> bool:

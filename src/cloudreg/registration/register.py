@@ -16,8 +16,8 @@ from cloudreg.io import Volume, read_resampled
 from cloudreg.registration.fit import Scales, Solution, choose_scales, solve
 from cloudreg.registration.flow import invert, jacobian_determinant
 from cloudreg.registration.levels import Image
-from cloudreg.registration.pose import TIE
-from cloudreg.registration.prepare import prepare
+from cloudreg.registration.pose import MOST_ANISOTROPY, MOST_VOLUME, TIE, implausible
+from cloudreg.registration.prepare import labelled_part, prepare
 from cloudreg.registration.reference import Explanation, explain
 from cloudreg.settings import RegistrationSettings
 from cloudreg.space import Grid, axes_between, proper_orientations
@@ -105,18 +105,29 @@ def register_volume(
     user = None if mask is None else _on_grid(mask, grid, engine)
     target_image = _prepared(values, observed, grid, "target", settings, user)
 
-    steps = sum(settings.iterations[-len(scales.levels) :])
-    with track("registering", steps, "steps") as advance:
-        solution = solve(
-            target_image,
-            atlas_image,
-            _rotations(target, atlas, settings),
-            settings,
-            scales=scales,
-            initial=None if initial_affine is None else np.asarray(np.linalg.inv(initial_affine), dtype=np.float64),
-            report=say,
-            advance=advance,
-        )
+    def solved(template: Image, scales: Scales) -> Solution:
+        steps = sum(settings.iterations[-len(scales.levels) :])
+        with track("registering", steps, "steps") as advance:
+            return solve(
+                target_image,
+                template,
+                _rotations(target, atlas, settings),
+                settings,
+                scales=scales,
+                initial=None if initial_affine is None else np.asarray(np.linalg.inv(initial_affine), dtype=np.float64),
+                report=say,
+                advance=advance,
+            )
+
+    solution = solved(atlas_image, scales)
+    if implausible(solution.fit.to_atlas) and initial_affine is None and atlas.labels is not None:
+        brain = labelled_part(atlas_image, atlas.labels, engine)
+        if brain is not None:
+            say("the scales are no brain's, and the template shows more than its regions: once more with these alone")
+            brain_scales = choose_scales(brain, target.grid, atlas.template.grid, settings)
+            second = solved(brain, brain_scales)
+            if not implausible(second.fit.to_atlas):
+                solution, scales = second, brain_scales
     registration = _finish(solution, scales)
     for doubt in registration.figures["doubts"]:
         say(f"doubt: {doubt}")
@@ -232,9 +243,9 @@ def _refuse_failure(figures: dict[str, Any]) -> None:
     """Raise where the fit is no registration at all; finer judgements are the report's."""
     low, high = min(figures["affine_scales"]), max(figures["affine_scales"])
     advice = "check the orientation letters, the voxel size and the channel"
-    # Clearing swells and shrinks a brain by some tens of per cent, and not one way twice as much as the other: a half
+    # Clearing swells and shrinks a brain by some tens of per cent, and not one way half as much again as the other: a half
     # brain taken for a whole one is squeezed like that.
-    if low < 0.3 or high > 3 or high > 1.7 * low:
+    if low < 0.3 or high > 3 or high > 1.5 * low:
         raise RegistrationFailedError(
             f"the registration failed: it scales the brain by {low:.2f} one way and {high:.2f} another; {advice}"
         )
@@ -252,9 +263,9 @@ def _doubts(figures: dict[str, Any]) -> list[str]:
     low, high = min(figures["affine_scales"]), max(figures["affine_scales"])
     volume = float(np.prod(figures["affine_scales"]))
     doubts = []
-    if not 0.6 < volume < 1 / 0.6:
+    if not 1 / MOST_VOLUME < volume < MOST_VOLUME:
         doubts.append(f"the atlas had to be scaled to {volume:.2f} of its volume: check the voxel size")
-    if high > 1.25 * low:
+    if high > MOST_ANISOTROPY * low:
         doubts.append(f"the atlas was scaled by {low:.2f} one way and {high:.2f} another: check the voxel size")
     if figures["cuts"]:
         where = " and ".join(figures["cuts"])
