@@ -51,3 +51,17 @@ def warped(values, grid, linear, shift_um, field):
     truth = true_map(grid.index_to_um(index), linear, np.asarray(shift_um), field)
     seen = map_coordinates(values, (truth / VOXEL_UM).T, order=3, mode="constant")
     return seen.reshape(grid.shape).astype(np.float32), truth.reshape(*grid.shape, 3)
+
+
+def head(margin=14):
+    """A brain with skull, skin and neck around it, and its place: as bright as the brain, and off its middle."""
+    values = np.pad(brain(), margin)
+    offset = np.moveaxis(np.indices(values.shape), 0, -1) - (np.array(values.shape) - 1) / 2
+    half = np.array(SHAPE) / 2
+    radius = np.linalg.norm(offset / half, axis=-1)
+    neck = np.linalg.norm(offset - np.array([-8, half[1] + 6, 0]), axis=-1) < 16
+    texture = gaussian_filter(np.random.default_rng(5).standard_normal(values.shape), 1.8)
+    tissue = np.where(((radius > 0.9) & (radius < 1.25)) | neck, 0.7 + 0.1 * texture / texture.std(), 0)
+    close = gaussian_filter((values > 0.1).astype(float), 2.5) > 0.05
+    grid = Grid.from_spacing(values.shape, (VOXEL_UM,) * 3, (-margin * VOXEL_UM,) * 3)
+    return np.where(close, values, tissue).astype(np.float32), grid

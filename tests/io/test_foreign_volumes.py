@@ -320,6 +320,16 @@ def test_a_nifti_without_world_has_no_letters(tmp_path):
     assert volume.orientation is None and volume.grid == Grid.from_spacing(ARRAY.shape, (500, 250, 2000))
 
 
+def test_a_nifti_whose_matrix_nobody_vouches_for_has_the_voxel_size_of_its_header(tmp_path):
+    image = nib.Nifti1Image(ARRAY, None)
+    image.header.set_zooms((0.5, 0.25, 2))
+    image.header.set_xyzt_units("mm")
+    image.set_sform(np.eye(4), code=0, update_affine=False)
+    nib.save(image, tmp_path / "v.nii")
+    assert nib.load(tmp_path / "v.nii").header.get_sform().tolist() == np.eye(4).tolist()
+    assert open_volume(tmp_path / "v.nii").grid == Grid.from_spacing(ARRAY.shape, (500, 250, 2000))
+
+
 def test_a_scaled_nifti_gives_true_values(tmp_path):
     image = nib.Nifti1Image(ARRAY.astype(np.int16), np.eye(4))
     image.header.set_slope_inter(0.5, -3)

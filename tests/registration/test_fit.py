@@ -3,9 +3,10 @@ import pytest
 from scipy.ndimage import map_coordinates
 from scipy.spatial.transform import Rotation
 
-from brains import SHAPE, VOXEL_UM, brain, displacement_field, warped
+from brains import SHAPE, VOXEL_UM, brain, displacement_field, head, warped
 from cloudreg.registration.cuts import flat_faces
 from cloudreg.registration.fit import choose_scales, solve
+from cloudreg.registration.pose import implausible
 from cloudreg.registration.prepare import prepare
 from cloudreg.settings import RegistrationSettings
 from cloudreg.space import Grid, axes_between, proper_orientations
@@ -178,3 +179,31 @@ def test_a_flat_side_that_the_atlas_has_too_is_no_cut(case):
     target = noisy(np.where(truth[..., 2] < middle * VOXEL_UM, seen, 0))
     assert len(flat_faces(prepared(target, grid))) > 0
     assert registered(target, grid, template=half, deform=False).cuts == []
+
+
+def test_a_brain_is_found_in_a_head(monkeypatch):
+    seen, grid = head()
+    points = atlas_grid().index_to_um(np.argwhere(brain() > 0.3))
+    found = registered(noisy(seen), grid)
+    assert np.linalg.norm(mapped(found, points) - points, axis=1).max() < 0.2 * VOXEL_UM
+    # It's no gift: from middles and volumes that match, the brain is blown up to the head.
+    monkeypatch.setattr("cloudreg.registration.pose.implausible", lambda affine: False)
+    blown = registered(noisy(seen), grid, deform=False).fit.to_atlas
+    assert implausible(blown)
+
+
+@pytest.mark.parametrize(
+    ("scales", "no_brain"),
+    [
+        ((1, 1, 1), False),
+        ((1.1, 1.0, 0.95), False),
+        ((1.3, 1.0, 1.0), True),
+        ((1.25, 1.25, 1.25), True),
+        ((0.8,) * 3, True),
+    ],
+)
+def test_scales_that_clearing_does_not_make_are_implausible(scales, no_brain):
+    turn = Rotation.from_rotvec([0.3, -1.2, 0.4]).as_matrix()
+    affine = np.eye(4)
+    affine[:3, :3] = turn @ np.diag(scales)
+    assert implausible(affine) == no_brain

@@ -6,11 +6,12 @@ import json
 import numpy as np
 import pytest
 
-from brains import SHAPE, VOXEL_UM, brain, displacement_field, warped
+from brains import SHAPE, VOXEL_UM, brain, displacement_field, head, warped
 from cloudreg.atlas import load_atlas
 from cloudreg.errors import InputError, RegistrationFailedError
 from cloudreg.io import open_volume, write_volume
 from cloudreg.registration import open_registration, register_volume, write_registration
+from cloudreg.registration.prepare import labelled_part, prepare
 from cloudreg.settings import RegistrationSettings
 from cloudreg.space import Grid
 from cloudreg.viewer.fitted import registration_sections
@@ -176,3 +177,25 @@ def test_an_initial_affine_replaces_the_letters(files, engine):
     assert found.figures["pose"] == "given"
     assert found.figures["displacement_max_um"] == 0
     assert np.abs(found.transform.affine[:3, :3] - np.eye(3)).max() < 0.05
+
+
+def test_a_template_that_shows_a_head_is_left_its_labelled_brain(files, engine, tmp_path, caplog):
+    values, grid = head()
+    margin = (values.shape[0] - SHAPE[0]) // 2
+    write_volume(str(tmp_path / "head.ome.zarr"), values, grid, orientation="asr")
+    labels = np.pad(labels_of(brain()), margin)
+    write_volume(str(tmp_path / "labels.ome.zarr"), labels, grid, kind="labels", orientation="asr")
+    shown = load_atlas(template=tmp_path / "head.ome.zarr", labels=tmp_path / "labels.ome.zarr")
+    target = open_volume(str(files / "target.ome.zarr"))
+    registration = register_volume(target, shown, SETTINGS, engine=engine)
+    index = np.argwhere(target.read() > 500)
+    truth = np.load(files / "truth.npy")[tuple(index.T)]
+    found, _ = registration.transform.target_to_atlas(TARGET_GRID.index_to_um(index))
+    assert np.median(np.linalg.norm(found - truth, axis=1)) < 0.3 * VOXEL_UM
+    assert not any("voxel size" in doubt for doubt in registration.figures["doubts"])
+
+
+def test_labels_as_large_as_the_template_leave_it_as_it_is(files, engine):
+    image = prepare(brain(), np.ones(SHAPE, np.float32), ATLAS_GRID, name="template", missing_data=False)
+    whole = atlas(files).labels
+    assert whole is not None and labelled_part(image, whole, engine) is None

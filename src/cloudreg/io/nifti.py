@@ -130,12 +130,15 @@ def _is_scaled(image: Any) -> bool:
 
 
 def _grid_without_world(header: Any, shape: tuple[int, int, int], unit: float) -> Grid:
+    zooms = np.array([*header.get_zooms()[:3], 1.0, 1.0, 1.0][:3], dtype=float)
+    zooms[zooms <= 0] = 1.0
+    # A matrix without a code is no promise: many programs leave the identity there. One that agrees with the voxel
+    # size is what `write_nifti` keeps the array's origin in.
     matrix = np.asarray(header.get_sform(), dtype=float)
-    if abs(np.linalg.det(matrix)) > 0:
+    if np.allclose(np.linalg.norm(matrix[:3, :3], axis=0), zooms, rtol=1e-3) and abs(np.linalg.det(matrix)) > 0:
         matrix[:3] *= unit
         return Grid(shape, matrix)
-    zooms = [float(v) * unit for v in header.get_zooms()[:3]]
-    return Grid.from_spacing(shape, [v if v > 0 else 1.0 for v in (*zooms, 1.0, 1.0, 1.0)[:3]])
+    return Grid.from_spacing(shape, [float(v) * unit for v in zooms])
 
 
 def _line(error: BaseException) -> str:

@@ -17,7 +17,7 @@ _BRIGHTEST = 1.6
 _GAP = 0.06
 """Gaps between labels that are closed, in sides of a cube as large as what is labelled."""
 
-_LEAST_SHARE, _MOST_SHARE = 0.2, 0.8
+_LEAST_SHARE, _MOST_SHARE = 0.05, 0.8
 """Part of the template's foreground that is labelled, for the rest to be a head around the brain."""
 
 

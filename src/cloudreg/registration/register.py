@@ -243,13 +243,13 @@ def _refuse_failure(figures: dict[str, Any]) -> None:
     """Raise where the fit is no registration at all; finer judgements are the report's."""
     low, high = min(figures["affine_scales"]), max(figures["affine_scales"])
     advice = "check the orientation letters, the voxel size and the channel"
-    # Clearing swells and shrinks a brain by some tens of per cent, and not one way half as much again as the other: a half
-    # brain taken for a whole one is squeezed like that.
+    # Clearing swells and shrinks a brain by some tens of per cent, and not one way half as much again as another: half
+    # a brain taken for a whole one is squeezed like that.
     if low < 0.3 or high > 3 or high > 1.5 * low:
         raise RegistrationFailedError(
             f"the registration failed: it scales the brain by {low:.2f} one way and {high:.2f} another; {advice}"
         )
-    if figures["matched_fraction"] < 0.2 or figures["correlation"] < 0.05:
+    if figures["matched_fraction"] < 0.2 or figures["correlation"] < 0.15:
         raise RegistrationFailedError(
             f"the registration failed: only {figures['matched_fraction']:.0%} of the brain matches the atlas and the "
             f"predicted image correlates {figures['correlation']:.2f} with the target; {advice}"
