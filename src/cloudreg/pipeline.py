@@ -127,11 +127,11 @@ def measure_regions(
 ) -> None:
     """Stage 6: measure every region of the registered atlas in each volume, count cells, and write a table."""
     from cloudreg.regions import region_table, write_regions_csv
-    from cloudreg.registration import open_registration
+    from cloudreg.registration import open_registration, read_doubts
 
     opened = open_registration(registration)
     table = region_table(opened.transform, opened.open_atlas(), volumes, engine=engine, cells=cells)
-    write_regions_csv(table, out)
+    write_regions_csv(table, out, doubts=read_doubts(registration))
 
 
 def run(raw: str | Path, out: str | Path, settings: RunSettings, engine: Engine, *, command: str = "") -> RunFolder:

@@ -218,12 +218,15 @@ def _figures(solution: Solution, transform: Transform, explanation: Explanation)
     inside_atlas, _ = transform.target_to_atlas(sample)
     consistency = inverse_consistency_um(transform, inside_atlas)
     poses = solution.poses
+    matched = float(explanation.match[tissue].mean())
+    observed = float((level.target.weight > 0)[explanation.atlas > 0.15].mean())
     return {
         "resolution_um": level.voxel_um,
         "explained_variance": 1 - float(np.var(grey - predicted) / max(np.var(grey), 1e-12)),
         "correlation": float(np.corrcoef(grey, predicted)[0, 1]),
-        "matched_fraction": float(explanation.match[tissue].mean()),
-        "observed_fraction": float((level.target.weight > 0)[explanation.atlas > 0.15].mean()),
+        "matched_fraction": matched,
+        "observed_fraction": observed,
+        "score": matched * observed,
         "noise": fit.mixture.sigma_match,
         "affine_scales": [float(s) for s in scale],
         "displacement_median_um": float(np.median(np.linalg.norm(fit.flow.displacement, axis=-1))),
