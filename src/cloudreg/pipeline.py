@@ -93,7 +93,7 @@ def register_to_atlas(
     settings: RegistrationSettings,
     engine: Engine,
     *,
-    channel: int = 0,
+    channels: Sequence[int] = (0,),
     mask: Volume | None = None,
     initial_affine: NDArray[np.float64] | None = None,
     command: str = "",
@@ -108,7 +108,7 @@ def register_to_atlas(
     if unfinished.exists():
         shutil.rmtree(unfinished)
     registration = register_volume(
-        target, atlas, settings, engine=engine, channel=channel, mask=mask, initial_affine=initial_affine
+        target, atlas, settings, engine=engine, channel=channels, mask=mask, initial_affine=initial_affine
     )
     write_registration(
         registration,
@@ -116,7 +116,7 @@ def register_to_atlas(
         atlas,
         unfinished,
         engine=engine,
-        channel=channel,
+        channel=channels[0],
         settings={"command": command, "versions": library_versions(), "registration": settings.model_dump(mode="json")},
     )
     unfinished.rename(out)

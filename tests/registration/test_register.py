@@ -249,3 +249,39 @@ def test_a_region_that_was_bleached_does_not_match(files, engine, tmp_path):
     rows = {(row.region.id, row.side): row for row in region_trust(registration, atlas(files))}
     for (region_id, _), row in rows.items():
         assert ("looks like the atlas" in row.doubt) == (region_id == bleached), (region_id, row)
+
+
+def outlined(values):
+    """Two channels: one shows no more than the outline of the brain, the other its texture."""
+    return np.stack([np.where(values > 0.3, np.float32(0.65), values), values])
+
+
+def median_error(registration, files):
+    index = np.argwhere(open_volume(str(files / "target.ome.zarr")).read() > 500)
+    found, _ = registration.transform.target_to_atlas(TARGET_GRID.index_to_um(index))
+    return np.median(np.linalg.norm(found - np.load(files / "truth.npy")[tuple(index.T)], axis=1))
+
+
+def test_channels_of_the_target_are_fitted_together(files, engine, tmp_path):
+    seen = (open_volume(str(files / "target.ome.zarr")).read().astype(np.float32) - 100) / 900
+    noise = np.random.default_rng(0).normal(0, 12, (2, *seen.shape))
+    values = np.clip(100 + 900 * outlined(seen) + noise, 1, None).astype(np.uint16)
+    write_volume(str(tmp_path / "two.ome.zarr"), values, TARGET_GRID, orientation="asr")
+    two = open_volume(str(tmp_path / "two.ome.zarr"))
+    one, both = (register_volume(two, atlas(files), SETTINGS, engine=engine, channel=c) for c in (0, (0, 1)))
+    assert median_error(both, files) < 0.25 * VOXEL_UM
+    assert median_error(both, files) < 0.5 * median_error(one, files)
+    with pytest.raises(InputError, match="channel"):
+        register_volume(two, atlas(files), SETTINGS, engine=engine, channel=(0, 2))
+
+
+def test_channels_of_the_template_are_fitted_together(files, engine, tmp_path):
+    target = open_volume(str(files / "target.ome.zarr"))
+    write_volume(str(tmp_path / "one.ome.zarr"), outlined(brain())[0], ATLAS_GRID, orientation="asr")
+    write_volume(str(tmp_path / "two.ome.zarr"), outlined(brain()), ATLAS_GRID, orientation="asr")
+    one, both = (
+        register_volume(target, load_atlas(template=tmp_path / f"{name}.ome.zarr"), SETTINGS, engine=engine)
+        for name in ("one", "two")
+    )
+    assert median_error(both, files) < 0.3 * VOXEL_UM
+    assert median_error(both, files) < 0.5 * median_error(one, files)
