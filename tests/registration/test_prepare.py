@@ -92,3 +92,16 @@ def test_what_can_not_be_registered_is_refused_in_one_line(values, message):
 def test_an_empty_mask_is_refused():
     with pytest.raises(InputError, match="check the mask"):
         prepared(camera(brain()), mask=np.zeros(brain().shape, dtype=np.float32))
+
+
+def test_a_few_bright_layers_leave_the_rest_its_contrast():
+    image = np.zeros((30, 30, 30), np.float32)
+    image[5:25, 5:25, 5:25] = np.linspace(0.1, 0.3, 20)
+    image[14, 5:25, 5:25] = image[15, 5:25, 5:10] = 0.7
+    values = prepared(camera(image)).values
+    tissue = values[5:25, 5:25, 5:25]
+    assert np.median(tissue) == pytest.approx(0.65, abs=0.1)
+    assert tissue[0, 0, -1] - tissue[0, 0, 0] > 0.2
+    assert np.median(tissue[9]) == pytest.approx(1, abs=0.05)
+    assert tissue[0].max() < 0.9
+    assert abs(np.median(values[:4])) < 0.05

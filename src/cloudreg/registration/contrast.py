@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-_RIDGE = 0.05
+_RIDGE = 0.02
 """Weight of the brain-wide fit, as a fraction of the mean number of voxels at a node."""
 
 

@@ -14,6 +14,13 @@ from cloudreg.space import Grid
 _BRIGHTEST = 1.6
 """Normalised values are clipped here: a saturated blob is an outlier, not a scale."""
 
+_DARK, _MIDDLE = 0.5, 0.65
+"""Where the median of the tissue is less than the first of the bright end, greys are compressed until it is the second,
+as in most images: a few bright layers of a Nissl stain would else leave the rest of the brain next to no contrast."""
+
+_LEAST_KNEE = 0.01
+"""The smallest grey at which the compression bends: below lies the noise of the background."""
+
 _GAP = 0.06
 """Gaps between labels that are closed, in sides of a cube as large as what is labelled."""
 
@@ -86,8 +93,23 @@ def prepare(
     if not bright > background:
         raise InputError(f"the {name} has no tissue brighter than its background: check the channel")
     normalised = (mean - np.float32(background)) / np.float32(bright - background)
+    middle = (float(np.median(tissue)) - background) / (bright - background) if tissue.size else 1.0
+    if middle < _DARK:
+        normalised = _compressed(normalised, middle)
     normalised = np.clip(normalised, -0.5, _BRIGHTEST).astype(np.float32)
     return Image(np.where(used, normalised, 0).astype(np.float32), weight.astype(np.float32), grid)
+
+
+def _compressed(values: NDArray[np.float32], middle: float) -> NDArray[np.float32]:
+    """Return greys of which 0 and 1 stay and ``middle`` becomes `_MIDDLE`: linear in the dark, logarithmic above."""
+    from scipy.optimize import brentq
+
+    def excess(knee: float) -> float:
+        return float(np.arcsinh(middle / knee) / np.arcsinh(1 / knee)) - _MIDDLE
+
+    # A brain nearly as dark as the air around it is compressed as far as that makes sense.
+    knee = brentq(excess, _LEAST_KNEE, 10.0) if excess(_LEAST_KNEE) > 0 else _LEAST_KNEE
+    return np.asarray(np.arcsinh(values / np.float32(knee)) / np.float32(np.arcsinh(1 / knee)))
 
 
 def labelled_part(template: Image, labels: Volume, engine: Engine) -> Image | None:
