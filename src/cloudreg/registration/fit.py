@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from cloudreg.registration.backend import MAIN_MEMORY, Backend
 from cloudreg.registration.contrast import initial_contrast
 from cloudreg.registration.cuts import Cut, flat_faces
 from cloudreg.registration.flow import integrate
@@ -136,6 +137,7 @@ def solve(
     *,
     scales: Scales,
     initial: NDArray[np.float64] | None = None,
+    backend: Backend = MAIN_MEMORY,
     report: Callable[[str], None] = lambda text: None,
     advance: Callable[[int], None] = lambda n: None,
 ) -> Solution:
@@ -153,6 +155,8 @@ def solve(
         From `choose_scales`.
     initial
         4 x 4 from target um to atlas um; replaces ``rotations``.
+    backend
+        Where the solver computes (`cloudreg.registration.backend.backend_for`); the solution is in the main memory.
     report
         Gets one line about the pose.
     advance
@@ -166,7 +170,7 @@ def solve(
     fine = velocity_grid_for(atlas, scales)
     grid = every_other_node(fine) if len(scales.levels) > 1 else fine
     smoothness = _smoothness(grid, scales)
-    still = np.zeros((*grid.shape, 3), dtype=np.float32)
+    still = backend.send(np.zeros((*grid.shape, 3), dtype=np.float32))
     levels = [make_level(target, atlas, voxel_um) for voxel_um in scales.levels]
     generators = affine_generators(settings.affine, centroid(atlas), scales.unit * _UNITS_PER_BRAIN)
 
@@ -228,7 +232,7 @@ def solve(
         )
         advance(most - len(more))
         energies += more
-    return Solution(fit, grid, last, energies, begun.poses, begun.cuts)
+    return Solution(fit.fetched(), grid, last, energies, begun.poses, begun.cuts)
 
 
 def _at(values: Sequence[float], number: int, count: int) -> float:

@@ -13,6 +13,7 @@ from cloudreg.errors import InputError, RegistrationFailedError
 from cloudreg.execution import Engine
 from cloudreg.execution.progress import say, track
 from cloudreg.io import Volume, read_resampled
+from cloudreg.registration.backend import backend_for
 from cloudreg.registration.fit import Scales, Solution, choose_scales, solve
 from cloudreg.registration.flow import invert, jacobian_determinant
 from cloudreg.registration.levels import Image
@@ -91,10 +92,13 @@ def register_volume(
     Raises
     ------
     InputError
-        If the images can't be registered as they are: NaN, constant, without tissue, mirrored letters.
+        If the images can't be registered as they are (NaN, constant, without tissue, mirrored letters), or there's no
+        such device.
     RegistrationFailedError
         If the fit explains so little of the target that it must not be used.
     """
+    # First of all: a device that isn't there is said before anything is read.
+    backend = backend_for(settings.device, say)
     template, grid = read_resampled(atlas.template, max(atlas.template.grid.size_um) / _PREVIEW, engine=engine)
     preview = _prepared(template, np.ones_like(template), grid, "template", settings)
     scales = choose_scales(preview, target.grid, atlas.template.grid, settings)
@@ -115,6 +119,7 @@ def register_volume(
                 settings,
                 scales=scales,
                 initial=None if initial_affine is None else np.asarray(np.linalg.inv(initial_affine), dtype=np.float64),
+                backend=backend,
                 report=say,
                 advance=advance,
             )
