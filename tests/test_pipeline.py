@@ -121,7 +121,7 @@ def test_the_region_table_has_every_channel_and_both_sides(whole, truth):
     with whole.regions.open() as file:
         rows = list(csv.DictReader(file))
     statistics = [f"{what}_channel_{c:02d}" for c in (0, 1) for what in ("mean", "median", "sum")]
-    assert list(rows[0]) == ["id", "acronym", "name", "side", "volume_mm3", *statistics]
+    assert list(rows[0]) == ["id", "acronym", "name", "side", "volume_mm3", *statistics, "doubt"]
     assert {row["side"] for row in rows} == {"left", "right"}
     total = sum(float(row["volume_mm3"]) for row in rows)
     assert total == pytest.approx(truth.regions.volume_mm3.sum(), rel=0.25)

@@ -367,7 +367,16 @@ def register(
     atlas_voxel_size: AtlasVoxelSize = None,
     voxel_size: VoxelSize = None,
     orientation: Orientation = None,
-    channel: Channel = 0,
+    channels: Annotated[
+        Any,
+        typer.Option(
+            "--channel",
+            "--channels",
+            parser=_whole_numbers,
+            metavar="N,N…",
+            help="Which; several are fitted together, and the first finds the pose. Default: 0.",
+        ),
+    ] = None,
     resolution: Resolution = None,
     mask: Annotated[str | None, typer.Option("--mask", help="Volume: 0 where the target is to be ignored.")] = None,
     initial_affine: Annotated[
@@ -406,7 +415,7 @@ def register(
             out,
             chosen,
             engine,
-            channel=channel,
+            channels=channels or (0,),
             voxel_size_um=voxel_size,
             mask=mask,
             report=report,

@@ -93,7 +93,7 @@ def register_to_atlas(
     settings: RegistrationSettings,
     engine: Engine,
     *,
-    channel: int = 0,
+    channels: Sequence[int] = (0,),
     mask: Volume | None = None,
     initial_affine: NDArray[np.float64] | None = None,
     command: str = "",
@@ -108,7 +108,7 @@ def register_to_atlas(
     if unfinished.exists():
         shutil.rmtree(unfinished)
     registration = register_volume(
-        target, atlas, settings, engine=engine, channel=channel, mask=mask, initial_affine=initial_affine
+        target, atlas, settings, engine=engine, channel=channels, mask=mask, initial_affine=initial_affine
     )
     write_registration(
         registration,
@@ -116,7 +116,7 @@ def register_to_atlas(
         atlas,
         unfinished,
         engine=engine,
-        channel=channel,
+        channel=channels[0],
         settings={"command": command, "versions": library_versions(), "registration": settings.model_dump(mode="json")},
     )
     unfinished.rename(out)
@@ -127,11 +127,11 @@ def measure_regions(
 ) -> None:
     """Stage 6: measure every region of the registered atlas in each volume, count cells, and write a table."""
     from cloudreg.regions import region_table, write_regions_csv
-    from cloudreg.registration import open_registration
+    from cloudreg.registration import open_registration, read_doubts
 
     opened = open_registration(registration)
     table = region_table(opened.transform, opened.open_atlas(), volumes, engine=engine, cells=cells)
-    write_regions_csv(table, out)
+    write_regions_csv(table, out, doubts=read_doubts(registration))
 
 
 def run(raw: str | Path, out: str | Path, settings: RunSettings, engine: Engine, *, command: str = "") -> RunFolder:

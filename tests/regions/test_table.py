@@ -152,6 +152,16 @@ def test_the_file_has_the_promised_columns_and_reads_back(atlas, channels, engin
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["regions.csv"]
 
 
+def test_doubts_stand_beside_the_regions_that_they_are_about(atlas, channels, engine, tmp_path):
+    table = region_table(TRANSFORM, atlas, channels, engine=engine)
+    first = table.rows[0]
+    doubts = {(first.region.id, first.side): "only 3% of it was seen"}
+    write_regions_csv(table, tmp_path / "regions.csv", doubts=doubts)
+    with (tmp_path / "regions.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["doubt"] for row in rows] == ["only 3% of it was seen", *[""] * (len(rows) - 1)]
+
+
 def test_labels_that_were_pulled_agree_with_the_table(atlas, channels, engine):
     table = region_table(TRANSFORM, atlas, {"561": channels["561"]}, engine=engine)
     pulled = resample(TRANSFORM, label_array(), ATLAS_GRID, TARGET_GRID, to="target", labels=True)

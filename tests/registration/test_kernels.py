@@ -10,7 +10,7 @@ from cloudreg.registration.kernels import Mixture
 from cloudreg.registration.levels import make_level
 from cloudreg.registration.reference import explain
 from cloudreg.registration.smoothness import Smoothness
-from cloudreg.registration.solver import Fit, Problem
+from cloudreg.registration.solver import Fit, Intensity, Problem
 from cloudreg.space import Grid
 
 SPACING = 500.0
@@ -39,7 +39,7 @@ def case():
     turn[:3, :3] += 0.05 * rng.standard_normal((3, 3))
     turn[:3, 3] = [150.0, -80.0, 40.0]
     mixture = Mixture(0.25, 0.6, 0.3, 1.1, -0.05, (0.75, 0.15, 0.1))
-    fit = Fit(turn, np.zeros_like(field), Flow(spacing, (field,)), contrast, mixture)
+    fit = Fit(turn, np.zeros_like(field), Flow(spacing, (field,)), (Intensity(contrast, mixture),))
     return Problem(level, grid, smoothness, 1.0), fit
 
 
@@ -69,13 +69,13 @@ def test_statistics_agree_with_the_plain_reference(case):
         (weight * explanation.background).sum(),
         (weight * explanation.background * grey).sum(),
     ]
-    np.testing.assert_allclose(problem.evaluate(fit).statistics, expected, rtol=1e-3)
+    np.testing.assert_allclose(problem.evaluate(fit).statistics[0], expected, rtol=1e-3)
 
 
 def test_moments_count_each_matching_voxel_once(case):
     problem, fit = case
     explanation = explain(problem.level, problem.velocity_grid, fit)
-    moments = problem.evaluate(fit).moments
+    moments = problem.evaluate(fit).moments[0]
     match = problem.level.target.weight * explanation.match
     assert moments[..., 0].sum() == pytest.approx(match.sum(), rel=1e-4)
     first_cross = 2 * fit.contrast.order + 1
@@ -144,5 +144,5 @@ def test_sums_do_not_depend_on_the_number_of_threads(case, monkeypatch):
             results.append((problem.evaluate(fit), problem.linearize(fit)))
     (one, one_slope), (many, many_slope) = results
     assert one.data == many.data
-    np.testing.assert_array_equal(one.moments, many.moments)
+    np.testing.assert_array_equal(one.moments[0], many.moments[0])
     np.testing.assert_array_equal(one_slope.gradient, many_slope.gradient)

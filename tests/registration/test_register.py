@@ -12,6 +12,7 @@ from cloudreg.errors import InputError, RegistrationFailedError
 from cloudreg.io import open_volume, write_volume
 from cloudreg.registration import open_registration, register_volume, write_registration
 from cloudreg.registration.prepare import labelled_part, prepare
+from cloudreg.registration.trust import region_trust
 from cloudreg.settings import RegistrationSettings
 from cloudreg.space import Grid
 from cloudreg.viewer.fitted import registration_sections
@@ -199,3 +200,88 @@ def test_labels_as_large_as_the_template_leave_it_as_it_is(files, engine):
     image = prepare(brain(), np.ones(SHAPE, np.float32), ATLAS_GRID, name="template", missing_data=False)
     whole = atlas(files).labels
     assert whole is not None and labelled_part(image, whole, engine) is None
+
+
+def trust_of(folder):
+    with (folder / "trust.csv").open() as file:
+        return {(int(row["id"]), row["side"]): row for row in csv.DictReader(file)}
+
+
+def test_every_region_of_a_good_fit_is_trusted(files, folder):
+    rows = trust_of(folder)
+    labels = labels_of(brain())
+    assert {i for i, _ in rows} == set(np.unique(labels)) - {0}
+    for region in np.unique(labels[labels > 0]):
+        volumes = [float(rows[region, side]["volume_mm3"]) for side in ("left", "right") if (region, side) in rows]
+        assert sum(volumes) == pytest.approx((labels == region).sum() * (VOXEL_UM / 1000) ** 3, rel=1e-4)
+    assert all(row["doubt"] == "" for row in rows.values())
+    assert all(float(row["observed"]) > 0.99 and float(row["matched"]) > 0.8 for row in rows.values())
+    assert all(float(row["residual"]) < 0.1 and 0.8 < float(row["swelling"]) < 1.25 for row in rows.values())
+
+
+def test_regions_beyond_a_cut_or_out_of_the_field_are_not_trusted(files, half, engine, tmp_path):
+    registration = register_volume(half, atlas(files), SETTINGS, engine=engine)
+    write_registration(registration, half, atlas(files), tmp_path / "half", engine=engine)
+    rows = trust_of(tmp_path / "half")
+    # Ids count x > 20 as 4 of 8: the lower half of x was cut away.
+    away = {i for i, _ in rows if (int(i) // 400_000_001 - 1) & 4 == 0}
+    for (region, _), row in rows.items():
+        if region in away:
+            assert "was seen" in row["doubt"] and float(row["observed"]) < 0.3
+        else:
+            assert row["doubt"] == "" and float(row["observed"]) > 0.8
+    page = [part for s in registration_sections(tmp_path / "half", tmp_path / "none.csv") for part in s.parts]
+    titles = [part.title for part in page]
+    lost = sum(region in away for region, _ in rows)
+    assert any(title.startswith(f"Regions not to be trusted: {lost} of {len(rows)}") for title in titles)
+
+
+def test_a_region_that_was_bleached_does_not_match(files, engine, tmp_path):
+    values = open_volume(str(files / "target.ome.zarr")).read().copy()
+    points = TARGET_GRID.index_to_um(np.argwhere(np.ones(TARGET_GRID.shape, dtype=bool)))
+    region = atlas(files).labels_at(np.load(files / "truth.npy").reshape(-1, 3)).reshape(TARGET_GRID.shape)
+    bleached = 3 * 400_000_001
+    assert len(points) == region.size
+    values[region == bleached] = 104
+    write_volume(str(tmp_path / "bleached.ome.zarr"), values, TARGET_GRID, orientation="asr")
+    target = open_volume(str(tmp_path / "bleached.ome.zarr"))
+    registration = register_volume(target, atlas(files), SETTINGS, engine=engine)
+    rows = {(row.region.id, row.side): row for row in region_trust(registration, atlas(files))}
+    for (region_id, _), row in rows.items():
+        assert ("looks like the atlas" in row.doubt) == (region_id == bleached), (region_id, row)
+
+
+def outlined(values):
+    """Two channels: one shows no more than the outline of the brain, the other its texture."""
+    return np.stack([np.where(values > 0.3, np.float32(0.65), values), values])
+
+
+def median_error(registration, files):
+    index = np.argwhere(open_volume(str(files / "target.ome.zarr")).read() > 500)
+    found, _ = registration.transform.target_to_atlas(TARGET_GRID.index_to_um(index))
+    return np.median(np.linalg.norm(found - np.load(files / "truth.npy")[tuple(index.T)], axis=1))
+
+
+def test_channels_of_the_target_are_fitted_together(files, engine, tmp_path):
+    seen = (open_volume(str(files / "target.ome.zarr")).read().astype(np.float32) - 100) / 900
+    noise = np.random.default_rng(0).normal(0, 12, (2, *seen.shape))
+    values = np.clip(100 + 900 * outlined(seen) + noise, 1, None).astype(np.uint16)
+    write_volume(str(tmp_path / "two.ome.zarr"), values, TARGET_GRID, orientation="asr")
+    two = open_volume(str(tmp_path / "two.ome.zarr"))
+    one, both = (register_volume(two, atlas(files), SETTINGS, engine=engine, channel=c) for c in (0, (0, 1)))
+    assert median_error(both, files) < 0.25 * VOXEL_UM
+    assert median_error(both, files) < 0.5 * median_error(one, files)
+    with pytest.raises(InputError, match="channel"):
+        register_volume(two, atlas(files), SETTINGS, engine=engine, channel=(0, 2))
+
+
+def test_channels_of_the_template_are_fitted_together(files, engine, tmp_path):
+    target = open_volume(str(files / "target.ome.zarr"))
+    write_volume(str(tmp_path / "one.ome.zarr"), outlined(brain())[0], ATLAS_GRID, orientation="asr")
+    write_volume(str(tmp_path / "two.ome.zarr"), outlined(brain()), ATLAS_GRID, orientation="asr")
+    one, both = (
+        register_volume(target, load_atlas(template=tmp_path / f"{name}.ome.zarr"), SETTINGS, engine=engine)
+        for name in ("one", "two")
+    )
+    assert median_error(both, files) < 0.3 * VOXEL_UM
+    assert median_error(both, files) < 0.5 * median_error(one, files)

@@ -172,15 +172,27 @@ def count_cells(transform: Transform, atlas: Atlas, cells: str | Path, grid: Gri
     return counts
 
 
-def write_regions_csv(table: RegionTable, path: str | Path) -> None:
-    """Write ``id,acronym,name,side,volume_mm3`` and ``mean_, median_, sum_`` of each channel, and ``cells``.
+def write_regions_csv(
+    table: RegionTable, path: str | Path, *, doubts: Mapping[tuple[int, str], str] | None = None
+) -> None:
+    """Write ``id,acronym,name,side,volume_mm3`` and ``mean_, median_, sum_`` of each channel, ``cells`` and ``doubt``.
 
     The file appears whole or not at all. Numbers have all their digits.
+
+    Parameters
+    ----------
+    table
+        What was measured.
+    path
+        Of the new file.
+    doubts
+        By id and side, why a region is not to be trusted, or nothing; None leaves the column out.
     """
     path = Path(path)
     header = ["id", "acronym", "name", "side", "volume_mm3"]
     header += [f"{what}_{name}" for name in table.channels for what in ("mean", "median", "sum")]
     header += ["cells"] if table.has_cells else []
+    header += [] if doubts is None else ["doubt"]
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(path.name + ".unfinished")
     with unfinished.open("w", newline="", encoding="utf-8") as file:
@@ -190,7 +202,9 @@ def write_regions_csv(table: RegionTable, path: str | Path) -> None:
             line: list[object] = [row.region.id, row.region.acronym, row.region.name, row.side, row.volume_mm3]
             for name in table.channels:
                 line += [row.channels[name].mean, row.channels[name].median, row.channels[name].sum]
-            writer.writerow([*line, row.cells] if table.has_cells else line)
+            line += [row.cells] if table.has_cells else []
+            line += [] if doubts is None else [doubts.get((row.region.id, row.side), "")]
+            writer.writerow(line)
     unfinished.replace(path)
 
 

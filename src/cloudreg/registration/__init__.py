@@ -6,5 +6,13 @@ mathematics is in `solver`, from the inside out: `kernels`, `flow`, `contrast`, 
 
 from cloudreg.registration.folder import OpenRegistration, open_registration, write_registration
 from cloudreg.registration.register import Registration, register_volume
+from cloudreg.registration.trust import read_doubts
 
-__all__ = ["OpenRegistration", "Registration", "open_registration", "register_volume", "write_registration"]
+__all__ = [
+    "OpenRegistration",
+    "Registration",
+    "open_registration",
+    "read_doubts",
+    "register_volume",
+    "write_registration",
+]

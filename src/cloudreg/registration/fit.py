@@ -16,12 +16,24 @@ from cloudreg.registration.kernels import Mixture
 from cloudreg.registration.levels import Image, Level, make_level
 from cloudreg.registration.pose import GIVEN, Pose, centred_pose, centroid, describe, find_start
 from cloudreg.registration.smoothness import Smoothness
-from cloudreg.registration.solver import Energy, Fit, Problem, affine_generators, fit_affine, fit_velocity
+from cloudreg.registration.solver import (
+    Energy,
+    Fit,
+    Intensity,
+    Problem,
+    affine_generators,
+    fit_affine,
+    fit_intensities,
+    fit_velocity,
+)
 from cloudreg.settings import RegistrationSettings
 from cloudreg.space import Grid
 
 _UNITS_PER_BRAIN = 78
 """The solver's unit of length is this fraction of the brain's size: 100 um for a mouse (cube root of 470 mm3)."""
+
+_SETTLING = 5
+"""EM updates of a channel that joins, before anything moves."""
 
 
 @dataclass(frozen=True)
@@ -137,6 +149,7 @@ def solve(
     *,
     scales: Scales,
     initial: NDArray[np.float64] | None = None,
+    more: Sequence[tuple[Image, Image]] = (),
     backend: Backend = MAIN_MEMORY,
     report: Callable[[str], None] = lambda text: None,
     advance: Callable[[int], None] = lambda n: None,
@@ -155,6 +168,9 @@ def solve(
         From `choose_scales`.
     initial
         4 x 4 from target um to atlas um; replaces ``rotations``.
+    more
+        Further channels: pairs of target and atlas on the grids of the first two. Each has a contrast and a noise of
+        its own; they join when the pose is found.
     backend
         Where the solver computes (`cloudreg.registration.backend.backend_for`); the solution is in the main memory.
     report
@@ -171,19 +187,17 @@ def solve(
     grid = every_other_node(fine) if len(scales.levels) > 1 else fine
     smoothness = _smoothness(grid, scales)
     still = backend.send(np.zeros((*grid.shape, 3), dtype=np.float32))
+    channels = [(target, atlas), *more]
     levels = [make_level(target, atlas, voxel_um) for voxel_um in scales.levels]
+    # Several channels of the atlas that explain one grey value count it as often.
+    repeats = len(channels) / len({id(seen) for seen, _ in channels})
     generators = affine_generators(settings.affine, centroid(atlas), scales.unit * _UNITS_PER_BRAIN)
 
-    def problem(level: Level, weight: float) -> Problem:
-        return Problem(level, grid, smoothness, weight * (100 / scales.unit) ** 2)
+    def problem(level: Level, weight: float, further: Sequence[Level] = ()) -> Problem:
+        return Problem(level, grid, smoothness, weight * (100 / scales.unit) ** 2, more=further)
 
-    bright = float(np.quantile(levels[0].target.values[levels[0].target.foreground()], 0.9))
-    contrast = initial_contrast(_inside(atlas), settings.contrast_order, (0.0, bright))
-    artifact_prior, background_prior = (0.2, 0.01) if settings.mixture else (1e-9, 1e-9)
-    mixture = Mixture(
-        0.3, 0.5, 0.2, 1.0, 0.0, (1 - artifact_prior - background_prior, artifact_prior, background_prior)
-    )
-    start = Fit(np.eye(4), still, integrate(still, smoothness.spacing), contrast, mixture)
+    first = _first_intensity(levels[0].target, atlas, settings)
+    start = Fit(np.eye(4), still, integrate(still, smoothness.spacing), (first,))
 
     if initial is not None:
         candidates = [Pose(GIVEN, initial)]
@@ -198,30 +212,43 @@ def solve(
     fit, energies = begun.fit, begun.energies
     report(describe(begun.poses))
     if begun.cuts:
-        target = target.without([cut.beyond(target.grid) for cut in begun.cuts])
-        levels = [make_level(target, atlas, voxel_um) for voxel_um in scales.levels]
+        lost = [cut.beyond(target.grid) for cut in begun.cuts]
+        channels = [(seen.without(lost), template) for seen, template in channels]
+        levels = [make_level(*channels[0], voxel_um) for voxel_um in scales.levels]
     if len(levels) > 1 and generators.size:
         second = levels[1].near_the_brain(fit.to_atlas, 4 * scales.unit)
-        fit, more = fit_affine(problem(second, 1.0), fit, generators, iterations=10)
-        energies += more
+        fit, steps = fit_affine(problem(second, 1.0), fit, generators, iterations=10)
+        energies += steps
 
     for number, whole in enumerate(levels):
         level = whole.near_the_brain(fit.to_atlas, 4 * scales.unit)
+        others = [
+            make_level(*pair, level.voxel_um).near_the_brain(fit.to_atlas, 4 * scales.unit) for pair in channels[1:]
+        ]
+        if number == 0 and others:
+            joined = [
+                _first_intensity(other.target, pair[1], settings)
+                for other, pair in zip(others, channels[1:], strict=True)
+            ]
+            fit = replace(fit, intensities=(*fit.intensities, *joined))
+            fit = fit_intensities(problem(level, 1.0, others), fit, iterations=_SETTLING)
         if number + 1 == len(levels) and grid != fine:
             before, grid, smoothness = smoothness, fine, _smoothness(fine, scales)
             momentum = smoothness.refined(fit.momentum, before)
             fit = replace(fit, momentum=momentum, flow=integrate(smoothness.root(momentum), smoothness.spacing))
-        last = problem(level, _at(settings.regularization, number, len(levels)))
+        last = problem(level, repeats * _at(settings.regularization, number, len(levels)), others)
         if not settings.deform:
             continue
         local = level.voxel_um < 3 * scales.unit
         step = scales.contrast_spacing / np.array(level.target.grid.voxel_size_um)
         if local:
-            fit = replace(fit, contrast=fit.contrast.on_nodes(level.target.grid.shape, step))
+            shape = level.target.grid.shape
+            spread = [replace(i, contrast=i.contrast.on_nodes(shape, step)) for i in fit.intensities]
+            fit = replace(fit, intensities=tuple(spread))
         reach = 4 if level.voxel_um > 1.5 * scales.unit else 2.5
         smoothing = np.full(3, reach * scales.unit / scales.contrast_spacing) if local else None
         most = int(_at(settings.iterations, number, len(levels)))
-        fit, more = fit_velocity(
+        fit, steps = fit_velocity(
             last,
             fit,
             generators,
@@ -230,9 +257,16 @@ def solve(
             tolerance=3e-5 if number + 1 == len(levels) else 1e-4,
             advance=advance,
         )
-        advance(most - len(more))
-        energies += more
+        advance(most - len(steps))
+        energies += steps
     return Solution(fit.fetched(), grid, last, energies, begun.poses, begun.cuts)
+
+
+def _first_intensity(target: Image, atlas: Image, settings: RegistrationSettings) -> Intensity:
+    bright = float(np.quantile(target.values[target.foreground()], 0.9))
+    contrast = initial_contrast(_inside(atlas), settings.contrast_order, (0.0, bright))
+    artifact, background = (0.2, 0.01) if settings.mixture else (1e-9, 1e-9)
+    return Intensity(contrast, Mixture(0.3, 0.5, 0.2, 1.0, 0.0, (1 - artifact - background, artifact, background)))
 
 
 def _at(values: Sequence[float], number: int, count: int) -> float:

@@ -15,6 +15,7 @@ from cloudreg.errors import InputError
 from cloudreg.execution import Engine
 from cloudreg.io import Kind, Volume, create_volume, open_volume
 from cloudreg.registration.register import Registration
+from cloudreg.registration.trust import TRUST, region_trust, write_trust_csv
 from cloudreg.space import Box, Grid
 from cloudreg.transforms import Frame, Transform, apply_image
 
@@ -141,6 +142,8 @@ def write_registration(
     transform.save(folder)
     _write_energies(registration, folder / ENERGIES)
     _write_weights(registration, target, folder / WEIGHTS)
+    if atlas.labels is not None:
+        write_trust_csv(region_trust(registration, atlas), folder / TRUST)
     pulled = [(atlas.template, TEMPLATE_IN_TARGET, False)]
     if atlas.labels is not None:
         pulled.append((atlas.labels, LABELS_IN_TARGET, True))

@@ -228,7 +228,7 @@ def _nearest_rotation(pose: Pose) -> NDArray[np.float64]:
 
 def _without(problem: Problem, cuts: Sequence[Cut]) -> Problem:
     lost = np.logical_or.reduce([cut.beyond(problem.level.target.grid) for cut in cuts])
-    return problem.at(problem.level.without(lost))
+    return problem.without(lost)
 
 
 def _this_side(brain: NDArray[np.float64], fit: Fit, cuts: Sequence[Cut]) -> NDArray[np.bool_]:
@@ -313,7 +313,7 @@ def describe(poses: Sequence[Pose]) -> str:
 
 def per_voxel(problem: Problem, fit: Fit) -> float:
     """Return the data term per voxel."""
-    return problem.evaluate(fit).data / problem.level.active.size
+    return problem.evaluate(fit).data / problem.observed
 
 
 def _tried(

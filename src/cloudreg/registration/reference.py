@@ -44,7 +44,7 @@ class Explanation:
 
 
 def explain(level: Level, velocity_grid: Grid, fit: Fit) -> Explanation:
-    """Evaluate the model at every voxel of the level's target, slab by slab."""
+    """Evaluate the first pair's model at every voxel of the level's target, slab by slab."""
     with ThreadPoolExecutor(os.cpu_count()) as threads:
         planes = range(level.target.grid.shape[0])
         slabs = list(threads.map(lambda z: _explain_slab(level, velocity_grid, fit, z), planes))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -66,7 +67,7 @@ def register_volume(
     settings: RegistrationSettings,
     *,
     engine: Engine,
-    channel: int = 0,
+    channel: int | Sequence[int] = 0,
     mask: Volume | None = None,
     initial_affine: NDArray[np.float64] | None = None,
 ) -> Registration:
@@ -83,7 +84,8 @@ def register_volume(
     engine
         For reading large volumes.
     channel
-        Of the target.
+        Of the target. Several are fitted together, each with a contrast and a noise of its own: the first finds the
+        pose, and is what the figures are about. Of a template of several channels each explains each of these.
     mask
         Data weights (0 to 1, or any integers of which non-zero counts) on any grid in the target's space.
     initial_affine
@@ -99,38 +101,47 @@ def register_volume(
     """
     # First of all: a device that isn't there is said before anything is read.
     backend = backend_for(settings.device, say)
+    channels = (channel,) if isinstance(channel, int) else tuple(channel)
+    if not channels:
+        raise InputError("which channel is to be registered? got none")
     template, grid = read_resampled(atlas.template, max(atlas.template.grid.size_um) / _PREVIEW, engine=engine)
     preview = _prepared(template, np.ones_like(template), grid, "template", settings)
     scales = choose_scales(preview, target.grid, atlas.template.grid, settings)
     finest = scales.levels[-1]
-    template, grid = read_resampled(atlas.template, finest, engine=engine)
-    atlas_image = _prepared(template, np.ones_like(template), grid, "template", settings)
-    values, grid, observed = read_resampled(target, finest, channel=channel, engine=engine, weight=True)
-    user = None if mask is None else _on_grid(mask, grid, engine)
-    target_image = _prepared(values, observed, grid, "target", settings, user)
+    templates = []
+    for number in range(atlas.template.channels):
+        template, grid = read_resampled(atlas.template, finest, channel=number, engine=engine)
+        templates.append(_prepared(template, np.ones_like(template), grid, "template", settings))
+    targets = []
+    for number in channels:
+        values, grid, observed = read_resampled(target, finest, channel=number, engine=engine, weight=True)
+        user = None if mask is None else _on_grid(mask, grid, engine)
+        targets.append(_prepared(values, observed, grid, "target", settings, user))
 
-    def solved(template: Image, scales: Scales) -> Solution:
+    def solved(templates: Sequence[Image], scales: Scales) -> Solution:
+        pairs = [(seen, template) for seen in targets for template in templates]
         steps = sum(settings.iterations[-len(scales.levels) :])
         with track("registering", steps, "steps") as advance:
             return solve(
-                target_image,
-                template,
+                *pairs[0],
                 _rotations(target, atlas, settings),
                 settings,
                 scales=scales,
+                more=pairs[1:],
                 initial=None if initial_affine is None else np.asarray(np.linalg.inv(initial_affine), dtype=np.float64),
                 backend=backend,
                 report=say,
                 advance=advance,
             )
 
-    solution = solved(atlas_image, scales)
+    solution = solved(templates, scales)
     if implausible(solution.fit.to_atlas) and initial_affine is None and atlas.labels is not None:
-        brain = labelled_part(atlas_image, atlas.labels, engine)
-        if brain is not None:
+        brains = [labelled_part(template, atlas.labels, engine) for template in templates]
+        found = [brain for brain in brains if brain is not None]
+        if len(found) == len(templates):
             say("the scales are no brain's, and the template shows more than its regions: once more with these alone")
-            brain_scales = choose_scales(brain, target.grid, atlas.template.grid, settings)
-            second = solved(brain, brain_scales)
+            brain_scales = choose_scales(found[0], target.grid, atlas.template.grid, settings)
+            second = solved(found, brain_scales)
             if not implausible(second.fit.to_atlas):
                 solution, scales = second, brain_scales
     registration = _finish(solution, scales)
@@ -223,12 +234,15 @@ def _figures(solution: Solution, transform: Transform, explanation: Explanation)
     inside_atlas, _ = transform.target_to_atlas(sample)
     consistency = inverse_consistency_um(transform, inside_atlas)
     poses = solution.poses
+    matched = float(explanation.match[tissue].mean())
+    observed = float((level.target.weight > 0)[explanation.atlas > 0.15].mean())
     return {
         "resolution_um": level.voxel_um,
         "explained_variance": 1 - float(np.var(grey - predicted) / max(np.var(grey), 1e-12)),
         "correlation": float(np.corrcoef(grey, predicted)[0, 1]),
-        "matched_fraction": float(explanation.match[tissue].mean()),
-        "observed_fraction": float((level.target.weight > 0)[explanation.atlas > 0.15].mean()),
+        "matched_fraction": matched,
+        "observed_fraction": observed,
+        "score": matched * observed,
         "noise": fit.mixture.sigma_match,
         "affine_scales": [float(s) for s in scale],
         "displacement_median_um": float(np.median(np.linalg.norm(fit.flow.displacement, axis=-1))),

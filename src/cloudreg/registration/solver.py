@@ -15,9 +15,11 @@ IJCV 61:139-157, 2005 (LDDMM) and Arsigny et al., MICCAI 2006 (stationary veloci
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
+from functools import reduce
+from operator import add
 from typing import Any
 
 import numpy as np
@@ -49,6 +51,22 @@ _MIN_SIGMA = 0.02
 
 
 @dataclass(frozen=True)
+class Intensity:
+    """How one channel of the atlas explains one of the target.
+
+    Parameters
+    ----------
+    contrast
+        From atlas to target grey.
+    mixture
+        What else a voxel may be.
+    """
+
+    contrast: Contrast
+    mixture: Mixture
+
+
+@dataclass(frozen=True)
 class Fit:
     """All unknowns.
 
@@ -61,15 +79,29 @@ class Fit:
         solver computes where this field is: see `cloudreg.registration.backend`.
     flow
         The integrated velocity, on ``velocity_grid``.
-    contrast, mixture
-        The intensity model.
+    intensities
+        One for each pair of channels, that which finds the pose first.
     """
 
     to_atlas: NDArray[np.float64]
     momentum: Field
     flow: Flow
-    contrast: Contrast
-    mixture: Mixture
+    intensities: tuple[Intensity, ...]
+
+    @property
+    def contrast(self) -> Contrast:
+        """The first pair's."""
+        return self.intensities[0].contrast
+
+    @property
+    def mixture(self) -> Mixture:
+        """The first pair's."""
+        return self.intensities[0].mixture
+
+    def with_sigmas(self, sigmas: Sequence[float]) -> Fit:
+        """Return the same fit with other widths of the matching classes."""
+        pairs = zip(self.intensities, sigmas, strict=True)
+        return replace(self, intensities=tuple(replace(i, mixture=replace(i.mixture, sigma_match=s)) for i, s in pairs))
 
     def fetched(self) -> Fit:
         """Return the same fit with its fields in the main memory."""
@@ -78,11 +110,11 @@ class Fit:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The data term at a fit, and what the next EM update needs."""
+    """The data term at a fit, and what the next EM update needs of each pair of channels."""
 
     data: float
-    statistics: NDArray[np.float64]
-    moments: NDArray[np.float64]
+    statistics: tuple[NDArray[np.float64], ...]
+    moments: tuple[NDArray[np.float64], ...]
 
 
 @dataclass(frozen=True)
@@ -121,6 +153,8 @@ class Problem:
     ----------
     level
         Target and atlas at one resolution.
+    more
+        Further pairs of channels of the same two, on the same grids.
     velocity_grid
         Axis-aligned grid in atlas space.
     smoothness
@@ -129,8 +163,16 @@ class Problem:
         Weight of the prior, per um^2.
     """
 
-    def __init__(self, level: Level, velocity_grid: Grid, smoothness: Smoothness, prior_weight: float) -> None:
-        self.level = level
+    def __init__(
+        self,
+        level: Level,
+        velocity_grid: Grid,
+        smoothness: Smoothness,
+        prior_weight: float,
+        *,
+        more: Sequence[Level] = (),
+    ) -> None:
+        self.levels = (level, *more)
         self.velocity_grid = velocity_grid
         self.smoothness = smoothness
         self.prior_weight = prior_weight
@@ -144,14 +186,28 @@ class Problem:
         other.softness = softness
         return other
 
-    def at(self, level: Level) -> Problem:
-        """Return the same problem at another level."""
+    @property
+    def level(self) -> Level:
+        """The first pair's."""
+        return self.levels[0]
+
+    @property
+    def observed(self) -> int:
+        """How many grey values are to be explained."""
+        return sum(level.active.size for level in self.levels)
+
+    def without(self, lost: NDArray[np.bool_]) -> Problem:
+        """Return the same problem with the voxels of a (z, y, x) mask left out."""
         other = copy(self)
-        other.level = level
+        other.levels = tuple(level.without(lost) for level in self.levels)
         return other
 
-    def _arguments(self, fit: Fit) -> tuple[Any, ...]:
-        level = self.level
+    def _arguments(self, fit: Fit) -> Iterator[tuple[Any, ...]]:
+        """Yield the kernels' arguments for each pair of channels."""
+        for level, intensity in zip(self.levels, fit.intensities, strict=True):
+            yield self._arguments_of(level, intensity, fit)
+
+    def _arguments_of(self, level: Level, intensity: Intensity, fit: Fit) -> tuple[Any, ...]:
         index_to_um = fit.to_atlas @ level.target.grid.affine
         spacing = np.array(self.velocity_grid.voxel_size_um)[:, None]
         return (
@@ -164,15 +220,17 @@ class Problem:
             np.hstack([(self._um_to_velocity @ index_to_um)[:3], spacing]),
             (self._um_to_atlas @ index_to_um)[:3],
             np.ascontiguousarray(self._um_to_atlas[:3, :3]),
-            fit.contrast.coefficients,
-            fit.contrast.to_nodes,
-            fit.contrast.scale,
-            fit.mixture.packed(),
+            intensity.contrast.coefficients,
+            intensity.contrast.to_nodes,
+            intensity.contrast.scale,
+            intensity.mixture.packed(),
         )
 
     def evaluate(self, fit: Fit) -> Evaluation:
         """Return the data term and the sums for the EM update."""
-        return Evaluation(*backend_of(fit.momentum).evaluate(*self._arguments(fit)))
+        loop = backend_of(fit.momentum).evaluate
+        data, statistics, moments = zip(*(loop(*arguments) for arguments in self._arguments(fit)), strict=True)
+        return Evaluation(sum(data), statistics, moments)
 
     def prior(self, fit: Fit) -> float:
         """Return the prior's part of the objective."""
@@ -180,7 +238,9 @@ class Problem:
 
     def linearize(self, fit: Fit, *, affine: bool = True) -> Linearization:
         """Return the data term and its derivatives; those by the affine only if wanted."""
-        return Linearization(*backend_of(fit.momentum).linearize(*self._arguments(fit), affine=affine))
+        loop = backend_of(fit.momentum).linearize
+        parts = [loop(*arguments, affine=affine) for arguments in self._arguments(fit)]
+        return Linearization(*(reduce(add, terms) for terms in zip(*parts, strict=True)))
 
     def velocity_step(
         self, fit: Fit, linear: Linearization, iterations: int, stiffness: float = 1.0
@@ -236,7 +296,7 @@ def affine_generators(kind: str, centre: NDArray[np.float64], size: float) -> ND
     """
     result = []
 
-    def add(linear: NDArray[np.float64], shift: NDArray[np.float64]) -> None:
+    def include(linear: NDArray[np.float64], shift: NDArray[np.float64]) -> None:
         generator = np.zeros((4, 4))
         generator[:3, :3] = linear
         generator[:3, 3] = shift - linear @ centre
@@ -244,21 +304,21 @@ def affine_generators(kind: str, centre: NDArray[np.float64], size: float) -> ND
 
     nothing = np.zeros((3, 3))
     for axis in range(3):
-        add(nothing, size * np.eye(3)[axis])
+        include(nothing, size * np.eye(3)[axis])
     pairs = list(itertools.combinations(range(3), 2))
     for i, j in pairs:
         turn = np.zeros((3, 3))
         turn[i, j], turn[j, i] = 1, -1
-        add(turn, np.zeros(3))
+        include(turn, np.zeros(3))
     if kind == "similarity":
-        add(np.eye(3), np.zeros(3))
+        include(np.eye(3), np.zeros(3))
     elif kind == "affine":
         for axis in range(3):
-            add(np.diag(np.eye(3)[axis]), np.zeros(3))
+            include(np.diag(np.eye(3)[axis]), np.zeros(3))
         for i, j in pairs:
             shear = np.zeros((3, 3))
             shear[i, j] = shear[j, i] = 1
-            add(shear, np.zeros(3))
+            include(shear, np.zeros(3))
     return np.array(result)
 
 
@@ -277,7 +337,7 @@ def fit_affine(
         if evaluation is None:
             break
         fit = _em_update(moved, evaluation, None)
-        quiet = quiet + 1 if energies[-1].gained < tolerance * problem.level.active.size else 0
+        quiet = quiet + 1 if energies[-1].gained < tolerance * problem.observed else 0
         if quiet >= 2:
             break
     return fit, energies
@@ -322,18 +382,18 @@ def fit_velocity(
     quiet = 0
     stiffness = 1.0
     for iteration in range(iterations):
-        estimated = fit.mixture.sigma_match
-        used = max(estimated, _FIRST_SIGMA * _COOLING**iteration)
-        fit = replace(fit, mixture=replace(fit.mixture, sigma_match=used))
+        estimated = np.array([i.mixture.sigma_match for i in fit.intensities])
+        used = np.maximum(estimated, _FIRST_SIGMA * _COOLING**iteration)
+        fit = fit.with_sigmas(used.tolist())
         # The prior weakens with the data, so that only the shape of the data term changes, not their balance.
-        problem = problem.softened((used / estimated) ** 2)
+        problem = problem.softened(float((estimated**-2.0).sum() / (used**-2.0).sum()))
         turn = generators.size > 0 and iteration % 8 == 0
         linear = problem.linearize(fit, affine=turn)
         if turn:
             moved, evaluation, damping = _affine_iteration(problem, fit, linear, generators, damping)
             if evaluation is not None:
                 fit = _em_update(moved, evaluation, smoothing)
-                fit = replace(fit, mixture=replace(fit.mixture, sigma_match=used))
+                fit = fit.with_sigmas(used.tolist())
                 linear = problem.linearize(fit, affine=False)
         step, promised = problem.velocity_step(fit, linear, 20, stiffness)
         moved, evaluation = _line_search(problem, fit, linear, step, promised)
@@ -347,7 +407,7 @@ def fit_velocity(
             continue
         stiffness = _stiffness(stiffness, energies[-1].gained, promised, step, moved.momentum - fit.momentum)
         fit = _em_update(moved, evaluation, smoothing)
-        done = used == estimated and energies[-1].gained < tolerance * problem.level.active.size
+        done = bool((used == estimated).all()) and energies[-1].gained < tolerance * problem.observed
         quiet = quiet + 1 if done else 0
         if quiet >= 2:
             break
@@ -398,17 +458,28 @@ def _stiffness(stiffness: float, gained: float, promised: float, step: Field, ta
 
 
 def _em_update(fit: Fit, evaluation: Evaluation, smoothing: NDArray[np.float64] | None) -> Fit:
-    """Re-estimate contrast and mixture from the posteriors."""
-    match, squares, artifact, artifact_grey, background, background_grey = evaluation.statistics
+    """Re-estimate contrasts and mixtures from the posteriors."""
+    parts = zip(fit.intensities, evaluation.statistics, evaluation.moments, strict=True)
+    return replace(fit, intensities=tuple(_updated(*part, smoothing) for part in parts))
+
+
+def _updated(
+    intensity: Intensity,
+    statistics: NDArray[np.float64],
+    moments: NDArray[np.float64],
+    smoothing: NDArray[np.float64] | None,
+) -> Intensity:
+    match, squares, artifact, artifact_grey, background, background_grey = statistics
     if match <= 0:
-        return fit
+        return intensity
+    before = intensity.mixture
     mixture = replace(
-        fit.mixture,
+        before,
         sigma_match=max(_MIN_SIGMA, float(np.sqrt(squares / match))),
-        artifact=max(float(artifact_grey / artifact), 0.6) if artifact > 1 else fit.mixture.artifact,
-        background=min(float(background_grey / background), 0.3) if background > 1 else fit.mixture.background,
+        artifact=max(float(artifact_grey / artifact), 0.6) if artifact > 1 else before.artifact,
+        background=min(float(background_grey / background), 0.3) if background > 1 else before.background,
     )
-    return replace(fit, mixture=mixture, contrast=fit.contrast.refitted(evaluation.moments, smoothing))
+    return Intensity(intensity.contrast.refitted(moments, smoothing), mixture)
 
 
 def _symmetric(hessian: Field, field: Field) -> Field:

@@ -71,7 +71,13 @@ def registration_sections(folder: Path, regions: Path) -> list[Section]:
             "How far to trust it",
             f"{doubts}The deformation should be smooth and nowhere fold, the energy should have settled, and what "
             "the fit set aside as artifact should be what you would set aside.",
-            [*_deformation(registration.transform), *_energy(folder), *_weights(folder), *_figures(manifest)],
+            [
+                *_doubted_regions(folder),
+                *_deformation(registration.transform),
+                *_energy(folder),
+                *_weights(folder),
+                *_figures(manifest),
+            ],
         ),
     ]
     if regions.exists():
@@ -129,6 +135,23 @@ def _in_atlas(folder: Path) -> list[Part]:
             title = "" if parts else "The sample in the atlas's space, and the template"
             parts.append(Part("pictures", title=title, pictures=middle_planes(volume, volume.window(), name)))
     return parts
+
+
+def _doubted_regions(folder: Path) -> list[Part]:
+    path = folder / "trust.csv"
+    if not path.exists():
+        return []
+    with path.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    doubted = [row for row in rows if row["doubt"]]
+    volume = sum(float(row["volume_mm3"]) for row in rows) or 1.0
+    part = sum(float(row["volume_mm3"]) for row in doubted) / volume
+    if not doubted:
+        return [Part("table", title="Regions not to be trusted", rows=[("region", "why"), ("none", "")])]
+    shown = ("acronym", "name", "side", "observed", "matched", "residual", "swelling")
+    table = [[*shown, "why"], *([*(_short(row[name]) for name in shown), row["doubt"]] for row in doubted)]
+    title = f"Regions not to be trusted: {len(doubted)} of {len(rows)}, {part:.1%} of the atlas's volume"
+    return [Part("sortable", title=title, rows=table)]
 
 
 def _deformation(transform: Transform) -> list[Part]:
