@@ -109,6 +109,16 @@ def test_derivatives_agree_with_the_cpu(case, backend, affine):
         np.testing.assert_allclose(theirs, ours, rtol=1e-4, atol=2e-6 * np.abs(ours).max())
 
 
+def test_several_channels_add_up_on_the_device(case, backend):
+    problem, fit = case
+    two = Problem(problem.level, problem.velocity_grid, problem.smoothness, 1.0, more=[problem.level])
+    there = on_device(replace(fit, intensities=fit.intensities * 2), backend)
+    once, twice = problem.linearize(on_device(fit, backend)), two.linearize(there)
+    assert twice.data == 2 * once.data
+    np.testing.assert_array_equal(backend.fetch(twice.gradient), 2 * backend.fetch(once.gradient))
+    assert len(two.evaluate(there).moments) == 2
+
+
 def test_no_active_voxel_gives_nothing(case, backend):
     problem, fit = case
     none = problem.without(np.ones(SHAPE, dtype=bool))

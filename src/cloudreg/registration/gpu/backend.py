@@ -26,6 +26,11 @@ than there are."""
 _NODES = 256
 """Of a velocity grid, for a program."""
 
+_STATISTICS, _PRODUCTS = kernels.STATISTICS.value, kernels.INDEX_PRODUCTS.value
+
+_COMPILED = {"enable_fp_fusion": True}
+"""Said, because Triton warns where it isn't."""
+
 _PIECE_BYTES = 2**30
 """Of the target that is held on the device, in one allocation."""
 
@@ -172,7 +177,7 @@ class TorchBackend:
     def _over_nodes(self, kernel: Any, u: Field, spacing: NDArray[np.float32], *fields: Field) -> None:
         shape = u.shape[:3]
         grid = (triton.cdiv(u.numel() // 3, self._nodes),)
-        kernel[grid](u.contiguous(), *fields, *shape, *spacing.tolist(), BLOCK=self._nodes)
+        kernel[grid](u.contiguous(), *fields, *shape, *spacing.tolist(), BLOCK=self._nodes, **_COMPILED)
 
     def _evaluate(self, bricks: Bricks, *model: Any) -> tuple[float, NDArray[np.float64], NDArray[np.float64]]:
         values = _Model(*model)
@@ -181,10 +186,10 @@ class TorchBackend:
         unit = _HEADROOM / (max(1, bricks.count) * values.largest_moment(bricks))
         arguments, sizes = self._arguments(values, [unit])
         moments = torch.zeros(shape, dtype=torch.int64, device=self.device)
-        total = torch.zeros(7, dtype=torch.float64, device=self.device)
+        total = torch.zeros(_STATISTICS, dtype=torch.float64, device=self.device)
         for piece in self._pieces(bricks):
             count = piece.corners.shape[0]
-            sums = torch.empty((count, 7), dtype=torch.float32, device=self.device)
+            sums = torch.empty((count, _STATISTICS), dtype=torch.float32, device=self.device)
             kernels.evaluate[(count,)](
                 *_tensors(piece), *arguments, sums, moments, *sizes,
                 ORDER=order, ROWS=triton.next_power_of_2(shape[3]), **self._constants(),
@@ -201,11 +206,11 @@ class TorchBackend:
         arguments, sizes = self._arguments(values, units)
         nodes = torch.zeros((*values.u.shape[:3], 9), dtype=torch.int64, device=self.device)
         objective = torch.zeros((), dtype=torch.float64, device=self.device)
-        total = torch.zeros((9, 16), dtype=torch.float64, device=self.device)
+        total = torch.zeros((9, _PRODUCTS), dtype=torch.float64, device=self.device)
         for piece in self._pieces(bricks):
             count = piece.corners.shape[0]
             sums = torch.empty(count, dtype=torch.float32, device=self.device)
-            affine_sums = torch.empty((count if affine else 0, 9, 16), dtype=torch.float32, device=self.device)
+            affine_sums = torch.empty((count if affine else 0, 9, _PRODUCTS), dtype=torch.float32, device=self.device)
             kernels.linearize[(count,)](
                 *_tensors(piece), *arguments, sums, affine_sums, nodes, *sizes,
                 ORDER=values.order, AFFINE=affine, **self._constants(),
@@ -219,7 +224,7 @@ class TorchBackend:
         return float(objective), slopes, curvatures, gradient, hessian
 
     def _constants(self) -> dict[str, int]:
-        return {**dict(zip(("BZ", "BY", "BX"), self._brick, strict=True)), "num_warps": 4}
+        return {**dict(zip(("BZ", "BY", "BX"), self._brick, strict=True)), "num_warps": 4, **_COMPILED}
 
     def _arguments(self, values: _Model, units: list[float]) -> tuple[tuple[torch.Tensor, ...], tuple[int, ...]]:
         atlas = self._atlas(values)
