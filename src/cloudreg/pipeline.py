@@ -160,6 +160,10 @@ def run(raw: str | Path, out: str | Path, settings: RunSettings, engine: Engine,
     align_by = reference if settings.align.channel is None else settings.align.channel
     shaded_channels = sorted({*channels, align_by})
     _require_space(acquisition, channels, Path(out))
+    if settings.registration.device == "cuda":
+        from cloudreg.registration.gpu import require_cuda
+
+        require_cuda()
     atlas = load_atlas(**settings.atlas.model_dump())
     if settings.orientation is not None:
         axes_between(settings.orientation, atlas.orientation, allow_mirror=settings.registration.allow_mirror)

@@ -85,7 +85,7 @@ class RegistrationSettings(Settings):
     find_cuts: bool = Field(True, description="see whether flat faces of the brain are cuts, beyond which is no air")
     mixture: bool = Field(True, description="three-class EM: matching tissue, artifact, background")
     allow_mirror: bool = False
-    device: Literal["cpu"] = Field("cpu", description="where the solver runs; this version has no GPU solver")
+    device: Literal["cpu", "cuda"] = Field("cpu", description="where the solver runs; cuda needs the extra gpu")
 
 
 class AtlasSettings(Settings):

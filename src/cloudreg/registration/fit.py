@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from cloudreg.registration.backend import MAIN_MEMORY, Backend
 from cloudreg.registration.contrast import initial_contrast
 from cloudreg.registration.cuts import Cut, flat_faces
 from cloudreg.registration.flow import integrate
@@ -149,6 +150,7 @@ def solve(
     scales: Scales,
     initial: NDArray[np.float64] | None = None,
     more: Sequence[tuple[Image, Image]] = (),
+    backend: Backend = MAIN_MEMORY,
     report: Callable[[str], None] = lambda text: None,
     advance: Callable[[int], None] = lambda n: None,
 ) -> Solution:
@@ -169,6 +171,8 @@ def solve(
     more
         Further channels: pairs of target and atlas on the grids of the first two. Each has a contrast and a noise of
         its own; they join when the pose is found.
+    backend
+        Where the solver computes (`cloudreg.registration.backend.backend_for`); the solution is in the main memory.
     report
         Gets one line about the pose.
     advance
@@ -182,7 +186,7 @@ def solve(
     fine = velocity_grid_for(atlas, scales)
     grid = every_other_node(fine) if len(scales.levels) > 1 else fine
     smoothness = _smoothness(grid, scales)
-    still = np.zeros((*grid.shape, 3), dtype=np.float32)
+    still = backend.send(np.zeros((*grid.shape, 3), dtype=np.float32))
     channels = [(target, atlas), *more]
     levels = [make_level(target, atlas, voxel_um) for voxel_um in scales.levels]
     # Several channels of the atlas that explain one grey value count it as often.
@@ -255,7 +259,7 @@ def solve(
         )
         advance(most - len(steps))
         energies += steps
-    return Solution(fit, grid, last, energies, begun.poses, begun.cuts)
+    return Solution(fit.fetched(), grid, last, energies, begun.poses, begun.cuts)
 
 
 def _first_intensity(target: Image, atlas: Image, settings: RegistrationSettings) -> Intensity:

@@ -14,6 +14,7 @@ from cloudreg.errors import InputError, RegistrationFailedError
 from cloudreg.execution import Engine
 from cloudreg.execution.progress import say, track
 from cloudreg.io import Volume, read_resampled
+from cloudreg.registration.backend import backend_for
 from cloudreg.registration.fit import Scales, Solution, choose_scales, solve
 from cloudreg.registration.flow import invert, jacobian_determinant
 from cloudreg.registration.levels import Image
@@ -93,10 +94,13 @@ def register_volume(
     Raises
     ------
     InputError
-        If the images can't be registered as they are: NaN, constant, without tissue, mirrored letters.
+        If the images can't be registered as they are (NaN, constant, without tissue, mirrored letters), or there's no
+        such device.
     RegistrationFailedError
         If the fit explains so little of the target that it must not be used.
     """
+    # First of all: a device that isn't there is said before anything is read.
+    backend = backend_for(settings.device, say)
     channels = (channel,) if isinstance(channel, int) else tuple(channel)
     if not channels:
         raise InputError("which channel is to be registered? got none")
@@ -125,6 +129,7 @@ def register_volume(
                 scales=scales,
                 more=pairs[1:],
                 initial=None if initial_affine is None else np.asarray(np.linalg.inv(initial_affine), dtype=np.float64),
+                backend=backend,
                 report=say,
                 advance=advance,
             )

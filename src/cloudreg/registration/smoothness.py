@@ -6,6 +6,8 @@ import numpy as np
 import scipy.fft
 from numpy.typing import NDArray
 
+from cloudreg.registration.backend import Field, backend_of
+
 
 class Smoothness:
     """The kernel K and its square root, by FFT on a periodic grid.
@@ -46,15 +48,14 @@ class Smoothness:
         kernel /= (kernel * twice).sum() / np.prod(shape)
         self._root = np.sqrt(kernel).astype(np.float32)[..., None]
 
-    def root(self, field: NDArray[np.float32]) -> NDArray[np.float32]:
+    def root(self, field: Field) -> Field:
         """Return K^(1/2) applied to each component of a (z, y, x, 3) field."""
-        # One thread: fields are small, and on two cores the second makes it slower.
-        spectrum = scipy.fft.rfftn(field, axes=(0, 1, 2))
-        spectrum *= self._root
-        smooth = scipy.fft.irfftn(spectrum, s=self.shape, axes=(0, 1, 2))
-        return np.ascontiguousarray(smooth, dtype=np.float32)
+        backend = backend_of(field)
+        spectrum = backend.rfftn(field)
+        spectrum *= backend.constant(self._root)
+        return backend.irfftn(spectrum, self.shape)
 
-    def refined(self, momentum: NDArray[np.float32], coarse: Smoothness) -> NDArray[np.float32]:
+    def refined(self, momentum: Field, coarse: Smoothness) -> Field:
         """Return the momentum on this grid of the velocity that ``momentum`` has on a coarser one.
 
         Parameters
@@ -69,11 +70,14 @@ class Smoothness:
         ndarray, shape (z, y, x, 3)
             The velocity is the band-limited interpolant: zeros are added to its spectrum.
         """
-        spectrum = scipy.fft.rfftn(momentum, axes=(0, 1, 2)) * coarse._root
+        # Once in a fit, so in the main memory wherever the momentum is.
+        backend = backend_of(momentum)
+        spectrum = scipy.fft.rfftn(backend.fetch(momentum), axes=(0, 1, 2)) * coarse._root
         padded = np.zeros((*self.shape[:2], self.shape[2] // 2 + 1, 3), dtype=spectrum.dtype)
         # Frequencies below the coarse grid's Nyquist, positive and (but for the halved last axis) negative.
         kept = [np.arange(-((n - 1) // 2), (n - 1) // 2 + 1) for n in coarse.shape]
         kept[2] = kept[2][kept[2] >= 0]
         padded[np.ix_(*kept)] = spectrum[np.ix_(*kept)] * np.float32(np.prod(self.shape) / np.prod(coarse.shape))
         padded /= self._root
-        return np.ascontiguousarray(scipy.fft.irfftn(padded, s=self.shape, axes=(0, 1, 2)), dtype=np.float32)
+        fine = scipy.fft.irfftn(padded, s=self.shape, axes=(0, 1, 2))
+        return backend.send(np.ascontiguousarray(fine, dtype=np.float32))

@@ -26,9 +26,10 @@ import numpy as np
 import scipy.linalg
 from numpy.typing import NDArray
 
+from cloudreg.registration.backend import Field, backend_of
 from cloudreg.registration.contrast import Contrast
-from cloudreg.registration.flow import Flow, integrate, jacobian_determinant
-from cloudreg.registration.kernels import Mixture, evaluate, linearize
+from cloudreg.registration.flow import Flow, integrate, smallest_determinant
+from cloudreg.registration.kernels import Mixture
 from cloudreg.registration.levels import Level
 from cloudreg.registration.smoothness import Smoothness
 from cloudreg.space import Grid
@@ -74,7 +75,8 @@ class Fit:
     to_atlas
         4 x 4, target um to atlas um.
     momentum
-        (z, y, x, 3): the velocity is the kernel's square root applied to it. The prior is its squared norm.
+        (z, y, x, 3): the velocity is the kernel's square root applied to it. The prior is its squared norm. The
+        solver computes where this field is: see `cloudreg.registration.backend`.
     flow
         The integrated velocity, on ``velocity_grid``.
     intensities
@@ -82,7 +84,7 @@ class Fit:
     """
 
     to_atlas: NDArray[np.float64]
-    momentum: NDArray[np.float32]
+    momentum: Field
     flow: Flow
     intensities: tuple[Intensity, ...]
 
@@ -101,6 +103,10 @@ class Fit:
         pairs = zip(self.intensities, sigmas, strict=True)
         return replace(self, intensities=tuple(replace(i, mixture=replace(i.mixture, sigma_match=s)) for i, s in pairs))
 
+    def fetched(self) -> Fit:
+        """Return the same fit with its fields in the main memory."""
+        return replace(self, momentum=backend_of(self.momentum).fetch(self.momentum), flow=self.flow.fetched())
+
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -116,8 +122,8 @@ class Linearization:
     """The data term at a fit and its derivatives, as `cloudreg.registration.kernels.linearize` sums them."""
 
     data: float
-    gradient: NDArray[np.float32]
-    hessian: NDArray[np.float32]
+    gradient: Field
+    hessian: Field
     affine_gradient: NDArray[np.float64]
     affine_hessian: NDArray[np.float64]
 
@@ -222,7 +228,8 @@ class Problem:
 
     def evaluate(self, fit: Fit) -> Evaluation:
         """Return the data term and the sums for the EM update."""
-        data, statistics, moments = zip(*(evaluate(*arguments) for arguments in self._arguments(fit)), strict=True)
+        loop = backend_of(fit.momentum).evaluate
+        data, statistics, moments = zip(*(loop(*arguments) for arguments in self._arguments(fit)), strict=True)
         return Evaluation(sum(data), statistics, moments)
 
     def prior(self, fit: Fit) -> float:
@@ -231,23 +238,24 @@ class Problem:
 
     def linearize(self, fit: Fit, *, affine: bool = True) -> Linearization:
         """Return the data term and its derivatives; those by the affine only if wanted."""
-        parts = [linearize(*arguments, affine=affine) for arguments in self._arguments(fit)]
+        loop = backend_of(fit.momentum).linearize
+        parts = [loop(*arguments, affine=affine) for arguments in self._arguments(fit)]
         return Linearization(*(reduce(add, terms) for terms in zip(*parts, strict=True)))
 
     def velocity_step(
         self, fit: Fit, linear: Linearization, iterations: int, stiffness: float = 1.0
-    ) -> tuple[NDArray[np.float32], float]:
+    ) -> tuple[Field, float]:
         """Return the Gauss-Newton change of the momentum and the decrease that it promises per unit step.
 
         ``stiffness`` multiplies the data term's curvature.
         """
-        root, flow, weight = self.smoothness.root, fit.flow, np.float32(self.prior_weight / self.softness)
+        root, flow, weight = self.smoothness.root, fit.flow, self.prior_weight / self.softness
         downhill = -root(flow.adjoint(linear.gradient)) - weight * fit.momentum
         # The curvature of a velocity, as a matrix at each node.
-        parts = [flow.half_way_back(np.ascontiguousarray(linear.hessian[..., k : k + 3])) for k in (0, 3)]
-        hessian = np.concatenate(parts, axis=-1) * np.float32(stiffness)
+        parts = [flow.half_way_back(linear.hessian[..., k : k + 3]) for k in (0, 3)]
+        hessian = backend_of(fit.momentum).xp.concat(parts, axis=-1) * stiffness
 
-        def curvature(q: NDArray[np.float32]) -> NDArray[np.float32]:
+        def curvature(q: Field) -> Field:
             return root(_symmetric(hessian, root(q))) + weight * q
 
         step = _conjugate_gradients(curvature, downhill, iterations)
@@ -421,15 +429,15 @@ def _affine_iteration(
 
 
 def _line_search(
-    problem: Problem, fit: Fit, linear: Linearization, step: NDArray[np.float32], promised: float
+    problem: Problem, fit: Fit, linear: Linearization, step: Field, promised: float
 ) -> tuple[Fit, Evaluation | None]:
     """Halve the step until the marginal objective falls (Armijo) and no cell of the map comes near folding."""
     start = linear.data + problem.prior(fit)
     length = 1.0
     for _ in range(8):
-        momentum = fit.momentum + np.float32(length) * step
+        momentum = fit.momentum + length * step
         flow = integrate(problem.smoothness.root(momentum), fit.flow.spacing)
-        if jacobian_determinant(flow.displacement, flow.spacing).min() > _MIN_DETERMINANT:
+        if smallest_determinant(flow) > _MIN_DETERMINANT:
             candidate = replace(fit, momentum=momentum, flow=flow)
             result = problem.evaluate(candidate)
             if result.data + problem.prior(candidate) < start - 1e-4 * length * promised:
@@ -438,9 +446,7 @@ def _line_search(
     return fit, None
 
 
-def _stiffness(
-    stiffness: float, gained: float, promised: float, step: NDArray[np.float32], taken: NDArray[np.float32]
-) -> float:
+def _stiffness(stiffness: float, gained: float, promised: float, step: Field, taken: Field) -> float:
     """Return the next step's factor of the curvature, from what a step gained.
 
     Gauss-Newton with a mixture's posteriors takes the data term for stiffer than it is, and its steps are too short by
@@ -476,11 +482,11 @@ def _updated(
     return Intensity(intensity.contrast.refitted(moments, smoothing), mixture)
 
 
-def _symmetric(hessian: NDArray[np.float32], field: NDArray[np.float32]) -> NDArray[np.float32]:
+def _symmetric(hessian: Field, field: Field) -> Field:
     """Multiply the 3 x 3 matrix at each node with the vector there."""
     z, y, x = field[..., 0], field[..., 1], field[..., 2]
     h = hessian
-    return np.stack(
+    return backend_of(field).xp.stack(
         [
             h[..., 0] * z + h[..., 1] * y + h[..., 2] * x,
             h[..., 1] * z + h[..., 3] * y + h[..., 4] * x,
@@ -490,30 +496,29 @@ def _symmetric(hessian: NDArray[np.float32], field: NDArray[np.float32]) -> NDAr
     )
 
 
-def _dot(a: NDArray[np.float32], b: NDArray[np.float32]) -> float:
-    return float(np.sum(a * b, dtype=np.float64))
+def _dot(a: Field, b: Field) -> float:
+    xp = backend_of(a).xp
+    return float(xp.sum(a * b, dtype=xp.float64))
 
 
 def _conjugate_gradients(
-    multiply: Callable[[NDArray[np.float32]], NDArray[np.float32]],
-    right: NDArray[np.float32],
-    iterations: int,
-    tolerance: float = 0.05,
-) -> NDArray[np.float32]:
+    multiply: Callable[[Field], Field], right: Field, iterations: int, tolerance: float = 0.05
+) -> Field:
     """Solve ``multiply(x) = right`` to a relative residual of ``tolerance``, starting from 0."""
-    x = np.zeros_like(right)
-    residual = right.copy()
-    direction = residual.copy()
+    xp = backend_of(right).xp
+    x = xp.zeros_like(right)
+    residual = xp.asarray(right, copy=True)
+    direction = xp.asarray(right, copy=True)
     size = first = _dot(residual, residual)
     for _ in range(iterations):
         if size <= tolerance**2 * first or size == 0:
             break
         image = multiply(direction)
-        length = np.float32(size / _dot(direction, image))
+        length = size / _dot(direction, image)
         x += length * direction
         residual -= length * image
         size, previous = _dot(residual, residual), size
-        direction = residual + np.float32(size / previous) * direction
+        direction = residual + (size / previous) * direction
     return x
 
 

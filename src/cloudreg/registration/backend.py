@@ -1,0 +1,149 @@
+"""Where the solver computes: the same solver on arrays of NumPy in the main memory, or of torch on a GPU.
+
+The solver is plain array operations, which both libraries share (the array API), and a few hot loops, which each
+backend brings: numba's on the CPU, Triton's on a GPU. A backend is found by the array at hand (`backend_of`), as a
+namespace is in the array API, so that whoever sends the first field to a device has chosen where everything after it
+happens. Fields on the velocity grid live on the device, and the images are sent to it once; sums, the contrast's
+moments and the affine come back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal, Protocol, TypeAlias
+
+import array_api_compat.numpy
+import numpy as np
+import scipy.fft
+from numpy.typing import NDArray
+
+from cloudreg.registration import kernels, nodes
+
+Field: TypeAlias = Any
+"""A (z, y, x, ...) float32 array on some device, that knows + - * / and indexing."""
+
+_Image: TypeAlias = NDArray[np.float32]
+_Sums: TypeAlias = NDArray[np.float64]
+
+
+class Backend(Protocol):
+    """One device, its arrays and the hot loops over them.
+
+    What is passed as NumPy array to a loop or to `constant` must not be changed afterwards: a copy of it may be kept.
+    """
+
+    @property
+    def xp(self) -> Any:
+        """The arrays' namespace, as the array API has it."""
+
+    def send(self, array: _Image) -> Field:
+        """Copy an array to the device."""
+
+    def constant(self, array: _Image) -> Field:
+        """Return an array on the device that is sent once, and kept for as long as ``array`` is."""
+
+    def fetch(self, field: Field) -> _Image:
+        """Copy a field to the main memory."""
+
+    def rfftn(self, field: Field) -> Field:
+        """Return the Fourier transform over the first three axes, of which the last is halved."""
+
+    def irfftn(self, spectrum: Field, shape: tuple[int, int, int]) -> Field:
+        """Return the real field of a spectrum."""
+
+    def evaluate(
+        self, target: _Image, weight: _Image, active: NDArray[np.int64], *model: Any
+    ) -> tuple[float, _Sums, _Sums]:
+        """See `cloudreg.registration.kernels.evaluate`; of ``model``, the displacement is on the device."""
+
+    def linearize(
+        self, target: _Image, weight: _Image, active: NDArray[np.int64], *model: Any, affine: bool = True
+    ) -> tuple[float, Field, Field, _Sums, _Sums]:
+        """See `cloudreg.registration.kernels.linearize`; the gradient and the Hessian stay on the device."""
+
+    def gather(self, u: Field, field: Field, spacing: _Image) -> Field:
+        """Return field(x + u)."""
+
+    def scatter(self, u: Field, force: Field, spacing: _Image) -> Field:
+        """Apply the transpose of `gather`."""
+
+    def push(self, u: Field, change: Field, spacing: _Image) -> Field:
+        """Return the change of u(x) + u(x + u(x)) for a change of u."""
+
+    def pull(self, u: Field, force: Field, spacing: _Image) -> Field:
+        """Apply the transpose of `push`."""
+
+    def smallest_determinant(self, u: Field, spacing: _Image) -> float:
+        """Return the smallest determinant of the map x + u(x) at the corners of any cell."""
+
+
+class NumpyBackend:
+    """The main memory and the CPU."""
+
+    xp = array_api_compat.numpy
+
+    def send(self, array: _Image) -> Field:
+        """Return the array: it's there."""
+        return array
+
+    constant = send
+    fetch = send
+
+    def rfftn(self, field: Field) -> Field:
+        """See `Backend`. One thread: fields are small, and on two cores the second makes it slower."""
+        return scipy.fft.rfftn(field, axes=(0, 1, 2))
+
+    def irfftn(self, spectrum: Field, shape: tuple[int, int, int]) -> Field:
+        """See `Backend`."""
+        return np.ascontiguousarray(scipy.fft.irfftn(spectrum, s=shape, axes=(0, 1, 2)), dtype=np.float32)
+
+    evaluate = staticmethod(kernels.evaluate)
+    linearize = staticmethod(kernels.linearize)
+    gather = staticmethod(nodes.gather)
+    push = staticmethod(nodes.push)
+    pull = staticmethod(nodes.pull)
+
+    def scatter(self, u: Field, force: Field, spacing: _Image) -> Field:
+        """See `Backend`."""
+        return nodes.scatter(u, np.ascontiguousarray(force), spacing)
+
+    def smallest_determinant(self, u: Field, spacing: _Image) -> float:
+        """See `Backend`."""
+        return float(nodes.smallest_determinant(u, spacing).min())
+
+
+MAIN_MEMORY: Backend = NumpyBackend()
+"""The backend of NumPy's arrays."""
+
+
+def backend_of(array: Field) -> Backend:
+    """Return the backend of the device that an array is on."""
+    if isinstance(array, np.ndarray):
+        return MAIN_MEMORY
+    from cloudreg.registration.gpu.backend import torch_backend_of
+
+    return torch_backend_of(array)
+
+
+def backend_for(device: Literal["cpu", "cuda"], report: Callable[[str], None] = lambda text: None) -> Backend:
+    """Return the backend of a device by name.
+
+    Parameters
+    ----------
+    device
+        As in `cloudreg.settings.RegistrationSettings`.
+    report
+        Gets a line when the device's memory is too small to hold all at once.
+
+    Raises
+    ------
+    MissingExtraError
+        If torch or Triton is not installed.
+    InputError
+        If there is no such device.
+    """
+    if device == "cpu":
+        return MAIN_MEMORY
+    from cloudreg.registration.gpu import cuda_backend
+
+    return cuda_backend(report)

@@ -1,0 +1,190 @@
+"""The loops over the nodes of a velocity grid: what a displacement carries where, and back.
+
+Displacements and fields are (z, y, x, 3) float32 in um on one grid, ``spacing`` is its voxel size in um. Interpolation
+is trilinear and clamped to the grid. `cloudreg.registration.gpu.kernels` has the same loops for a GPU.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+
+from cloudreg.registration.sampling import VALUE_KEEPING, cell, vector_at
+
+# One thread: a velocity grid is small, and handing its loops to threads costs more than they take on a busy machine.
+_LOOP = {"cache": True, "nogil": True, "fastmath": VALUE_KEEPING}
+
+
+@njit(**_LOOP)
+def _slopes(u, iz, iy, ix, fz, fy, fx, k):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+    """Derivatives of component k of the trilinear interpolant per voxel, along z, y, x."""
+    one = np.float32(1)
+    a000 = u[iz, iy, ix, k]
+    a001 = u[iz, iy, ix + 1, k]
+    a010 = u[iz, iy + 1, ix, k]
+    a011 = u[iz, iy + 1, ix + 1, k]
+    a100 = u[iz + 1, iy, ix, k]
+    a101 = u[iz + 1, iy, ix + 1, k]
+    a110 = u[iz + 1, iy + 1, ix, k]
+    a111 = u[iz + 1, iy + 1, ix + 1, k]
+    gz, gy, gx = one - fz, one - fy, one - fx
+    dz = gy * (gx * (a100 - a000) + fx * (a101 - a001)) + fy * (gx * (a110 - a010) + fx * (a111 - a011))
+    dy = gz * (gx * (a010 - a000) + fx * (a011 - a001)) + fz * (gx * (a110 - a100) + fx * (a111 - a101))
+    dx = gz * (gy * (a001 - a000) + fy * (a011 - a010)) + fz * (gy * (a101 - a100) + fy * (a111 - a110))
+    return dz, dy, dx
+
+
+@njit(**_LOOP)
+def push(u, change, spacing):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN201
+    """Derivative of one squaring: change + change(x + u) + Du(x + u) change."""
+    nz, ny, nx, _ = u.shape
+    result = np.empty_like(u)
+    for z in range(nz):
+        for y in range(ny):
+            for x in range(nx):
+                pz = z + u[z, y, x, 0] / spacing[0]
+                py = y + u[z, y, x, 1] / spacing[1]
+                px = x + u[z, y, x, 2] / spacing[2]
+                iz, fz, free_z = cell(pz, nz)
+                iy, fy, free_y = cell(py, ny)
+                ix, fx, free_x = cell(px, nx)
+                cz = change[z, y, x, 0] / spacing[0] * free_z
+                cy = change[z, y, x, 1] / spacing[1] * free_y
+                cx = change[z, y, x, 2] / spacing[2] * free_x
+                moved = vector_at(change, pz, py, px)
+                for k in range(3):
+                    dz, dy, dx = _slopes(u, iz, iy, ix, fz, fy, fx, k)
+                    result[z, y, x, k] = change[z, y, x, k] + moved[k] + dz * cz + dy * cy + dx * cx
+    return result
+
+
+@njit(**_LOOP)
+def pull(u, force, spacing):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN201
+    """Transpose of `push`."""
+    nz, ny, nx, _ = u.shape
+    result = force.copy()
+    one = np.float32(1)
+    for z in range(nz):
+        for y in range(ny):
+            for x in range(nx):
+                pz = z + u[z, y, x, 0] / spacing[0]
+                py = y + u[z, y, x, 1] / spacing[1]
+                px = x + u[z, y, x, 2] / spacing[2]
+                iz, fz, free_z = cell(pz, nz)
+                iy, fy, free_y = cell(py, ny)
+                ix, fx, free_x = cell(px, nx)
+                f0 = force[z, y, x, 0]
+                f1 = force[z, y, x, 1]
+                f2 = force[z, y, x, 2]
+                for k in range(3):
+                    dz, dy, dx = _slopes(u, iz, iy, ix, fz, fy, fx, k)
+                    f = force[z, y, x, k]
+                    result[z, y, x, 0] += free_z * dz * f / spacing[0]
+                    result[z, y, x, 1] += free_y * dy * f / spacing[1]
+                    result[z, y, x, 2] += free_x * dx * f / spacing[2]
+                for corner in range(8):
+                    oz = corner >> 2
+                    oy = (corner >> 1) & 1
+                    ox = corner & 1
+                    s = (fz if oz else one - fz) * (fy if oy else one - fy) * (fx if ox else one - fx)
+                    result[iz + oz, iy + oy, ix + ox, 0] += s * f0
+                    result[iz + oz, iy + oy, ix + ox, 1] += s * f1
+                    result[iz + oz, iy + oy, ix + ox, 2] += s * f2
+    return result
+
+
+@njit(**_LOOP)
+def gather(u, field, spacing):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN201
+    """Return field(x + u)."""
+    nz, ny, nx, _ = u.shape
+    result = np.empty_like(u)
+    for z in range(nz):
+        for y in range(ny):
+            for x in range(nx):
+                rz, ry, rx = vector_at(
+                    field,
+                    z + u[z, y, x, 0] / spacing[0],
+                    y + u[z, y, x, 1] / spacing[1],
+                    x + u[z, y, x, 2] / spacing[2],
+                )
+                result[z, y, x, 0] = rz
+                result[z, y, x, 1] = ry
+                result[z, y, x, 2] = rx
+    return result
+
+
+@njit(**_LOOP)
+def scatter(u, force, spacing):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN201
+    """Transpose of `gather`."""
+    nz, ny, nx, _ = u.shape
+    result = np.zeros_like(u)
+    one = np.float32(1)
+    for z in range(nz):
+        for y in range(ny):
+            for x in range(nx):
+                iz, fz, _ = cell(z + u[z, y, x, 0] / spacing[0], nz)
+                iy, fy, _ = cell(y + u[z, y, x, 1] / spacing[1], ny)
+                ix, fx, _ = cell(x + u[z, y, x, 2] / spacing[2], nx)
+                f0 = force[z, y, x, 0]
+                f1 = force[z, y, x, 1]
+                f2 = force[z, y, x, 2]
+                for corner in range(8):
+                    oz = corner >> 2
+                    oy = (corner >> 1) & 1
+                    ox = corner & 1
+                    s = (fz if oz else one - fz) * (fy if oy else one - fy) * (fx if ox else one - fx)
+                    result[iz + oz, iy + oy, ix + ox, 0] += s * f0
+                    result[iz + oz, iy + oy, ix + ox, 1] += s * f1
+                    result[iz + oz, iy + oy, ix + ox, 2] += s * f2
+    return result
+
+
+@njit(**_LOOP)
+def smallest_determinant(u, spacing):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN201
+    """Smallest Jacobian determinant at the corners of each cell."""
+    nz, ny, nx, _ = u.shape
+    result = np.empty((nz - 1, ny - 1, nx - 1))
+    for z in range(nz - 1):
+        for y in range(ny - 1):
+            for x in range(nx - 1):
+                smallest = np.inf
+                for corner in range(8):
+                    oz = z + (corner >> 2)
+                    oy = y + ((corner >> 1) & 1)
+                    ox = x + (corner & 1)
+                    a = 1 + (u[z + 1, oy, ox, 0] - u[z, oy, ox, 0]) / spacing[0]
+                    b = (u[oz, y + 1, ox, 0] - u[oz, y, ox, 0]) / spacing[1]
+                    c = (u[oz, oy, x + 1, 0] - u[oz, oy, x, 0]) / spacing[2]
+                    d = (u[z + 1, oy, ox, 1] - u[z, oy, ox, 1]) / spacing[0]
+                    e = 1 + (u[oz, y + 1, ox, 1] - u[oz, y, ox, 1]) / spacing[1]
+                    f = (u[oz, oy, x + 1, 1] - u[oz, oy, x, 1]) / spacing[2]
+                    g = (u[z + 1, oy, ox, 2] - u[z, oy, ox, 2]) / spacing[0]
+                    h = (u[oz, y + 1, ox, 2] - u[oz, y, ox, 2]) / spacing[1]
+                    i = 1 + (u[oz, oy, x + 1, 2] - u[oz, oy, x, 2]) / spacing[2]
+                    determinant = a * (e * i - f * h) - b * (d * i - f * g) + c * (d * h - e * g)
+                    smallest = min(smallest, determinant)
+                result[z, y, x] = smallest
+    return result
+
+
+@njit(**_LOOP)
+def invert(u, spacing, start, refine):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN201
+    """Displacement of the inverse map, by fixed-point iteration at each of its nodes."""
+    nz, ny, nx, _ = u.shape
+    mz, my, mx = refine * (nz - 1) + 1, refine * (ny - 1) + 1, refine * (nx - 1) + 1
+    result = np.empty((mz, my, mx, 3), dtype=np.float32)
+    for z in range(mz):
+        for y in range(my):
+            for x in range(mx):
+                hz, hy, hx = z / refine, y / refine, x / refine
+                vz, vy, vx = vector_at(start, hz, hy, hx)
+                for _ in range(200):
+                    tz, ty, tx = vector_at(u, hz + vz / spacing[0], hy + vy / spacing[1], hx + vx / spacing[2])
+                    change = abs(vz + tz) / spacing[0] + abs(vy + ty) / spacing[1] + abs(vx + tx) / spacing[2]
+                    vz, vy, vx = -tz, -ty, -tx
+                    if change < 1e-5:
+                        break
+                result[z, y, x, 0] = vz
+                result[z, y, x, 1] = vy
+                result[z, y, x, 2] = vx
+    return result
