@@ -93,12 +93,13 @@ class SshServer:
         self.commands.append(process.command)
         child = await asyncio.create_subprocess_shell(
             process.command,
-            stdin=asyncio.subprocess.DEVNULL,
+            stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
             env=self.env,
             cwd=self.cwd,
         )
+        feeding = asyncio.create_task(_feed(process.stdin, child.stdin))
         try:
             with contextlib.suppress(asyncssh.Error, OSError):
                 await asyncio.gather(_pump(child.stdout, process.stdout), _pump(child.stderr, process.stderr))
@@ -108,8 +109,16 @@ class SshServer:
                 else:
                     process.exit(status)
         finally:
-            if child.returncode is None:
-                child.kill()
+            # As with OpenSSH, a command whose client has gone goes on; it only sees the end of its input.
+            await feeding
+            await child.wait()
+
+
+async def _feed(source, sink) -> None:
+    with contextlib.suppress(asyncssh.Error, OSError):
+        while data := await source.read(65536):
+            sink.write(data)
+    sink.close()
 
 
 async def _pump(source, sink) -> None:

@@ -90,6 +90,18 @@ def test_the_machine_is_stopped_when_we_are_interrupted(ec2, number, tmp_path):
     assert state_of(ec2, identity) == "stopped"
 
 
+def test_under_nohup_the_end_of_the_terminal_is_nothing(ec2, monkeypatch):
+    identity = new_machine(ec2)
+    monkeypatch.setattr(signal, "SIGHUP", signal.SIGUSR1)  # pytest's own SIGHUP is left alone
+    before = signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    try:
+        with running_instance(identity):
+            os.kill(os.getpid(), signal.SIGUSR1)
+            assert state_of(ec2, identity) == "running"
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+
+
 def test_signals_do_afterwards_what_they_did_before(ec2):
     identity = new_machine(ec2)
     before = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]

@@ -1,5 +1,6 @@
 """Commands on a real ssh server: the right key, the right machine, output as it comes, its exit status."""
 
+import contextlib
 import io
 import shlex
 import sys
@@ -169,7 +170,19 @@ def test_the_users_ssh_configuration_counts(ssh_server, keys, home, capsys):
 def test_a_cut_connection_is_one_clear_line(call, ssh_server, tmp_path):
     threading.Timer(0.8, ssh_server.drop).start()
     with pytest.raises(ServerUnreachableError, match=r"connection to 127.0.0.1 was cut before the command ended"):
-        call("sleep 20")
+        call("sleep 5")
+
+
+@pytest.mark.parametrize("command", ["true", "exit 3", "sleep 5"])
+def test_a_machine_does_its_last_will_however_the_connection_ends(call, ssh_server, home, command):
+    if command.startswith("sleep"):
+        threading.Timer(0.8, ssh_server.drop).start()
+    with contextlib.suppress(CommandFailedError, ServerUnreachableError):
+        call(command, last_will=f"echo done > {home}/will")
+    until = time.monotonic() + 10
+    while not (home / "will").exists():
+        assert time.monotonic() < until
+        time.sleep(0.02)
 
 
 def test_a_machine_that_starts_late_is_waited_for(keys, home):
@@ -216,5 +229,12 @@ def test_openssh_is_spoken_to_as_well(keys, home, tmp_path, kind):
             with pytest.raises(CommandFailedError) as caught:
                 run_on_server(command, keys[kind], "127.0.0.1", getpass.getuser(), **options)
             assert caught.value.exit_code == status
+        assert not (tmp_path / "will").exists()
+        run_on_server("true", keys[kind], "127.0.0.1", getpass.getuser(), last_will=f"touch {tmp_path}/will", **options)
+        for _ in range(200):
+            if (tmp_path / "will").exists():
+                break
+            time.sleep(0.05)
+        assert (tmp_path / "will").exists()
     finally:
         server.stop()

@@ -72,6 +72,15 @@ def stop_instance(instance_id: str) -> None:
     say(f"instance {instance_id} is stopped")
 
 
+def stops_at_shutdown(instance_id: str) -> bool:
+    """Whether a shutdown from within stops the machine, as is usual; it may also be set to destroy it."""
+    client = aws_client("ec2")
+    name = "instanceInitiatedShutdownBehavior"
+    with explaining_aws(f"ask how instance {instance_id} shuts down"):
+        answer = client.describe_instance_attribute(InstanceId=instance_id, Attribute=name)
+    return bool(answer.get("InstanceInitiatedShutdownBehavior", {}).get("Value") == "stop")
+
+
 @contextmanager
 def running_instance(instance_id: str, instance_type: str | None = None) -> Iterator[str]:
     """Start a machine for as long as the block runs, and stop it whatever happens.
@@ -159,7 +168,12 @@ def _signals_as_exits() -> Iterator[None]:
     def end(number: int, frame: FrameType | None) -> None:
         raise SystemExit(128 + number)
 
-    before = _on_signals(lambda number: signal.getsignal(number) if number == signal.SIGINT else end)
+    def chosen(number: int) -> Any:
+        present = signal.getsignal(number)
+        # Ctrl-C unwinds as it is, and what is ignored (as nohup has it) stays so.
+        return present if number == signal.SIGINT or present is signal.SIG_IGN else end
+
+    before = _on_signals(chosen)
     try:
         yield
     finally:

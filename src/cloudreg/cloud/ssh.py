@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib.util
 import sys
 from collections.abc import Coroutine
 from concurrent.futures import ThreadPoolExecutor
@@ -41,6 +42,9 @@ class Server:
         ``/etc/ssh/ssh_known_hosts`` is read too.
     patience_s
         How long to go on trying to connect: a machine that has just been started does not answer at once.
+    last_will
+        Shell command that the machine runs when the connection has ended, also when that is because this computer
+        is gone.
     """
 
     address: str
@@ -51,6 +55,7 @@ class Server:
     new_host: NewHost = "accept"
     known_hosts: Path | None = None
     patience_s: float = 180.0
+    last_will: str | None = None
 
 
 def run_on_server(
@@ -64,6 +69,7 @@ def run_on_server(
     new_host: NewHost = "accept",
     known_hosts: Path | None = None,
     patience_s: float = 180.0,
+    last_will: str | None = None,
     out: TextIO | None = None,
     err: TextIO | None = None,
 ) -> str:
@@ -73,7 +79,7 @@ def run_on_server(
     ----------
     command
         For the shell of that user; quote file names with `shlex.quote`.
-    ssh_key_path, ip_address, username, port, name, new_host, known_hosts, patience_s
+    ssh_key_path, ip_address, username, port, name, new_host, known_hosts, patience_s, last_will
         See `Server`.
     out, err
         Where its output and its errors go; by default to ours.
@@ -93,19 +99,35 @@ def run_on_server(
     ServerUnreachableError
         If nothing answers, or the connection is cut.
     """
-    key = None if ssh_key_path is None else Path(ssh_key_path).expanduser()
-    if key is not None and not key.is_file():
-        raise InputError(f"expected a private ssh key at {key}, got no file: check the path")
-    try:
-        from cloudreg.cloud.ssh_session import run_command
-    except ImportError as error:
-        raise MissingExtraError("asyncssh", "aws") from error
-    server = Server(ip_address, username, key, port, name, new_host, known_hosts, patience_s)
+    key = checked_key(ssh_key_path)
+    from cloudreg.cloud.ssh_session import run_command
+
+    server = Server(ip_address, username, key, port, name, new_host, known_hosts, patience_s, last_will)
     ended = _run(run_command(server, command, out or sys.stdout, err or sys.stderr))
     if ended.exit_code:
         last = ended.errors.strip().splitlines()[-1:]
         raise CommandFailedError(f"the command on {ip_address}", ended.exit_code, "".join(last))
     return ended.errors
+
+
+def checked_key(ssh_key_path: str | Path | None) -> Path | None:
+    """Return the path of a key file, in a form that is good for any folder.
+
+    Raises
+    ------
+    InputError
+        If there is no such file.
+    MissingExtraError
+        If asyncssh is not installed.
+    """
+    if importlib.util.find_spec("asyncssh") is None:
+        raise MissingExtraError("asyncssh", "aws")
+    if ssh_key_path is None:
+        return None
+    key = Path(ssh_key_path).expanduser().absolute()
+    if not key.is_file():
+        raise InputError(f"expected a private ssh key at {key}, got no file: check the path")
+    return key
 
 
 def _run(work: Coroutine[Any, Any, Result]) -> Result:

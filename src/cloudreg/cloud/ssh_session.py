@@ -19,6 +19,7 @@ from cloudreg.execution.progress import say
 _KEPT_CHARACTERS = 65536
 _ONE_TRY_S = 20.0
 _SILENCE_S = 15.0
+_HUNG_UP = 5
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,9 @@ async def run_command(server: Server, command: str, out: TextIO, err: TextIO) ->
     )
     async with connection:
         try:
+            if server.last_will is not None:
+                # Its input is open for as long as the connection is: at its end, the next command comes.
+                await connection.create_process(f"cat >/dev/null; {server.last_will}", stderr=asyncssh.DEVNULL)
             process = await connection.create_process(
                 command, stdin=asyncssh.DEVNULL, encoding="utf-8", errors="replace"
             )
@@ -69,23 +73,25 @@ async def _pass_on(source: asyncssh.SSHReader[str], sink: TextIO) -> str:
 
 async def _connect(server: Server) -> asyncssh.SSHClientConnection:
     until = time.monotonic() + server.patience_s
-    told = False
+    attempt = 0
     while True:
         try:
             return await _try_to_connect(server)
+        except socket.gaierror as error:
+            raise InputError(f"could not find a machine named {server.address}: check the address") from error
         except (OSError, asyncssh.ConnectionLost) as error:
-            if isinstance(error, socket.gaierror):
-                raise InputError(f"could not find a machine named {server.address}: check the address") from error
-            if time.monotonic() >= until:
+            # A server that has none of the keys that we know hangs up, sometimes before we can say what is wrong.
+            hung_up = isinstance(error, asyncssh.ConnectionLost) and attempt < _HUNG_UP
+            if time.monotonic() >= until and not hung_up:
                 reason = " ".join(str(error).split()) or type(error).__name__
                 raise ServerUnreachableError(
                     f"{server.address} does not answer ssh ({reason}): check that it runs, and that its firewall "
                     "(security group) lets you in"
                 ) from error
-        if not told:
+        attempt += 1
+        if attempt == 2:
             say(f"waiting until {server.address} answers")
-            told = True
-        await asyncio.sleep(min(2.0, max(0.0, until - time.monotonic())))
+        await asyncio.sleep(min(2.0, max(0.1, until - time.monotonic())))
 
 
 async def _try_to_connect(server: Server) -> asyncssh.SSHClientConnection:
