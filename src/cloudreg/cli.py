@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from cloudreg.cli_cloud import aws_app
 from cloudreg.errors import CloudRegError
 
 if TYPE_CHECKING:
@@ -558,6 +559,9 @@ def report(path: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a
     from cloudreg import commands
 
     commands.report(path)
+
+
+app.add_typer(aws_app, name="aws")
 
 
 def main() -> None:
