@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from cloudreg.cli_cloud import aws_app
+from cloudreg.cli_cluster import cluster_app
 from cloudreg.errors import CloudRegError
 
 if TYPE_CHECKING:
@@ -46,7 +47,10 @@ Settings = Annotated[Path | None, typer.Option("--settings", help="YAML file; fl
 Workers = Annotated[int | None, typer.Option("--workers", min=1, help="Threads; default: one a core.")]
 Memory = Annotated[str | None, typer.Option("--memory", help="Such as 8GB; default: 60 % of what is free.")]
 Cluster = Annotated[
-    str | None, typer.Option("--cluster", help="Dask scheduler, tcp://host:8786; default: this machine.")
+    str | None,
+    typer.Option(
+        "--cluster", help="tcp://host:8786, slurm:20 (sge, pbs, lsf…), or a YAML file; default: this machine."
+    ),
 ]
 VoxelSize = Annotated[
     tuple[float, float, float] | None,
@@ -561,6 +565,7 @@ def report(path: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a
     commands.report(path)
 
 
+app.add_typer(cluster_app, name="cluster")
 app.add_typer(aws_app, name="aws")
 
 
