@@ -14,6 +14,7 @@ import typer
 
 from cloudreg.cli_cloud import aws_app
 from cloudreg.cli_cluster import cluster_app
+from cloudreg.cli_view import view
 from cloudreg.errors import CloudRegError
 
 if TYPE_CHECKING:
@@ -565,6 +566,7 @@ def report(path: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a
     commands.report(path)
 
 
+app.command()(view)
 app.add_typer(cluster_app, name="cluster")
 app.add_typer(aws_app, name="aws")
 
