@@ -169,7 +169,12 @@ def test_a_run_shows_its_channels_and_the_atlas(tmp_path):
     write_volume(run / "registration" / "target_in_atlas.ome.zarr", ARRAY, GRID)
     (run / "corrected" / "channel_02.ome.zarr").mkdir()  # just being written
     (run / "manifest.json").write_text(json.dumps({"kind": "run"}))
-    assert sorted(volumes_of(str(run))) == ["channel_00", "channel_01", "labels_in_target"]
+    write_volume(run / "registration" / "template_in_target.ome.zarr", ARRAY, GRID)
+    names = ["channel_00", "channel_01", "labels_in_target", "template_in_target"]
+    assert sorted(volumes_of(str(run))) == names
+    layers = layers_of([str(run)], lambda path: f"http://here/{path.name}")
+    # The atlas's template waits for a click: over the brain, it would hide it.
+    assert sorted(layer["name"] for layer in neuroglancer_state(layers)["layers"] if layer["visible"]) == names[:3]
 
 
 @pytest.mark.slow

@@ -28,11 +28,15 @@ _PANEL_PIXELS = 500.0
 
 @dataclass(frozen=True)
 class Layer:
-    """A volume, its name in the viewer, and the web address (or ``s3://``, ``gs://``) where a browser finds it."""
+    """A volume, its name in the viewer, the web address (or ``s3://``, ``gs://``) where a browser finds it.
+
+    One that is not ``shown`` is there, and waits for a click on its name.
+    """
 
     name: str
     volume: Volume
     address: str
+    shown: bool = True
 
 
 def neuroglancer_state(layers: Sequence[Layer]) -> dict[str, Any]:
@@ -56,7 +60,7 @@ def neuroglancer_state(layers: Sequence[Layer]) -> dict[str, Any]:
     channels = sum(layer.volume.channels for layer in images)
     colours = itertools.cycle(_COLOURS if channels > 1 else ("#ffffff",))
     for layer in [*images, *(layer for layer in layers if layer.volume.kind == "labels")]:
-        described += _layers(layer, colours)
+        described += [{**one, "visible": layer.shown} for one in _layers(layer, colours)]
     return {
         "dimensions": _dimensions(layers[0].volume),
         "position": [float(c) for c in centre[::-1]],

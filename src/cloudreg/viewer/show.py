@@ -14,7 +14,8 @@ from cloudreg.io.precomputed import PREFIX
 from cloudreg.run_folder import RunFolder
 from cloudreg.viewer.neuroglancer import Layer
 
-_IN_TARGET = ("template_in_target", "labels_in_target")
+_TEMPLATE = "template_in_target"
+_IN_TARGET = (_TEMPLATE, "labels_in_target")
 
 
 def volumes_of(path: str) -> dict[str, Volume]:
@@ -70,7 +71,8 @@ def layers_of(paths: Sequence[str], share: Callable[[Path], str]) -> list[Layer]
             unique = next(n for n in (name, *(f"{name} {i}" for i in range(2, 10_000))) if n not in names)
             names.add(unique)
             place = volume.path.removeprefix(PREFIX)
-            layers.append(Layer(unique, volume, _for_browsers(place) if is_remote(place) else share(Path(place))))
+            address = _for_browsers(place) if is_remote(place) else share(Path(place))
+            layers.append(Layer(unique, volume, address, shown=name != _TEMPLATE))
     return layers
 
 
