@@ -76,8 +76,24 @@ def aws_bucket(
     name: Annotated[str, typer.Argument(help="Name, unique in the world.")],
     region: Annotated[str | None, typer.Option("--region", help="Where; default: AWS_REGION.")] = None,
 ) -> None:
-    """Make a private bucket that viewers in browsers can read, with the right of those who have it."""
+    """Make a private bucket, ready for viewers in browsers: see share."""
     from cloudreg.cloud.buckets import make_bucket
 
     name = name.removeprefix("s3://").rstrip("/")
     print(f"s3://{name} in {make_bucket(name, region)}")
+
+
+@aws_app.command("share")
+def aws_share(
+    bucket: Annotated[str, typer.Argument(help="Name of the bucket, which stays private itself.")],
+    allow: Annotated[
+        list[str] | None, typer.Option("--allow", help="Network that may look, such as 203.0.113.0/24; again for more.")
+    ] = None,
+    public: Annotated[bool, typer.Option("--public", help="Let everybody look who knows the address.")] = False,
+) -> None:
+    """Let browsers read a bucket through Amazon's CDN, and print the address that takes the place of s3://."""
+    from cloudreg.cloud.share import share_bucket
+
+    if bool(allow) == public:
+        raise typer.BadParameter("who may look? give --allow NETWORK (as often as needed), or --public")
+    print(share_bucket(bucket.removeprefix("s3://").rstrip("/"), allow or ()))

@@ -1,4 +1,4 @@
-"""A bucket that viewers can read from: made private, with the one setting that browsers need."""
+"""A bucket for volumes: made private, with the one setting that viewers in browsers need."""
 
 from __future__ import annotations
 
