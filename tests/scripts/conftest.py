@@ -1,11 +1,17 @@
 """The 2021 modules, imported with their warning expected; and an S3 server."""
 
 import importlib
+import math
 import os
 import warnings
+from dataclasses import dataclass
+from pathlib import Path
 
+import numpy as np
 import pytest
+from scipy import ndimage
 
+from cloudreg.tiles import write_colm
 from object_store import KEY, SECRET, S3Server
 
 
@@ -41,3 +47,74 @@ def s3(s3_server, monkeypatch, tmp_path):
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", KEY)
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
     return s3_server
+
+
+@dataclass(frozen=True)
+class Colm:
+    """An acquisition of a specimen that is known everywhere: 2 x 3 tiles, two channels.
+
+    Tiles lie off their nominal positions by whole pixels, so that what is stitched is what was there.
+    """
+
+    path: Path
+    texture: np.ndarray
+    positions: np.ndarray
+    depth: int = 24
+    side: int = 96
+    voxel: tuple[float, float, float] = (5.0, 2.0, 2.0)
+
+    @property
+    def nominal_shape(self):
+        """Of the volume at the nominal positions, from the outermost tiles."""
+        pitch = 0.8 * self.side
+        return self.depth, self.side + math.floor(pitch + 0.5), self.side + math.floor(2 * pitch + 0.5)
+
+    def specimen(self, shape):
+        """The specimen on a stitched volume, which starts at the outermost tile."""
+        start = np.floor(self.positions.min(axis=0)).astype(int) + MARGIN
+        return self.texture[tuple(slice(a, a + n) for a, n in zip(start, shape, strict=True))]
+
+
+MARGIN = 12
+
+
+def write_specimen(folder, *, shading=None, background=0):
+    """Write the acquisition; as a camera sees it if there is a shading (height, width)."""
+    random = np.random.default_rng(11)
+    rows, columns, depth, side = 2, 3, 24, 96
+    pitch = 0.8 * side
+    noise = random.standard_normal((depth + 2 * MARGIN, int(side + pitch) + 40, int(side + 2 * pitch) + 40))
+    smooth = sum(ndimage.gaussian_filter(noise, s) / ndimage.gaussian_filter(noise, s).std() for s in (1.2, 5))
+    texture = np.rint(2000 * np.exp(0.35 * smooth / smooth.std())).astype(np.uint16)
+    cells = [(r, c) for r in range(rows) for c in range(columns)]
+    positions = np.array([(0, math.floor(r * pitch + 0.5), math.floor(c * pitch + 0.5)) for r, c in cells])
+    positions = positions + random.integers((-2, -4, -4), (3, 5, 5), (len(cells), 3))
+
+    def plane(row, column, channel, number):
+        z, y, x = positions[row * columns + column] + MARGIN
+        pixels = texture[z + number, y : y + side, x : x + side]
+        if channel == 1:
+            pixels = pixels // 2
+        if shading is not None:
+            pixels = np.rint(background + shading * pixels)
+        return pixels.astype(np.uint16)
+
+    write_colm(
+        folder,
+        rows=rows,
+        columns=columns,
+        tile_shape=(depth, side, side),
+        voxel_size_um=(5.0, 2.0, 2.0),
+        overlap=(0.2, 0.2),
+        channels=2,
+        objective="10x 0.6NA",
+        scanned=np.ones((rows, columns), bool),
+        planes=plane,
+    )
+    return Colm(folder, texture, positions.astype(float))
+
+
+@pytest.fixture(scope="session")
+def colm(tmp_path_factory):
+    """An acquisition on disk, without shading."""
+    return write_specimen(tmp_path_factory.mktemp("colm") / "raw")

@@ -38,19 +38,11 @@ def moved(module: str, new: str) -> None:
     )
 
 
-def run(action: Callable[[argparse.Namespace], object], arguments: argparse.Namespace) -> int:
-    """Do what a command line asks for; return its exit code, with an error as one line.
-
-    Parameters
-    ----------
-    action
-        Takes the arguments.
-    arguments
-        As parsed.
-    """
+def run(action: Callable[[], object]) -> int:
+    """Do what a command line asks for; return its exit code, with an error as one line."""
     enable()
     try:
-        action(arguments)
+        action()
     except (CloudRegError, OSError, MemoryError) as error:
         line = " ".join(str(error).split()) or type(error).__name__
         print(f"error: {line}", file=sys.stderr)
