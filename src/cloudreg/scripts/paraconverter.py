@@ -7,6 +7,7 @@ volume, or the tiles of a placed project, as folders of TIFF files. Our own engi
 
 from __future__ import annotations
 
+import argparse
 import sys
 
 from cloudreg.scripts._legacy import moved, run
@@ -76,8 +77,8 @@ def main(queue: list[str], rs_fname: str) -> None:
 
 def program(argv: list[str] | None = None) -> int:
     """Do the conversion that a command line asks for; return the exit code."""
-    words = extract_params() if argv is None else argv
-    return run(lambda: run_step(words, conversion=True))
+    words = argparse.Namespace(words=extract_params() if argv is None else argv)
+    return run(lambda given: run_step(given.words, conversion=True), words)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ writes the stitched volume. Our own stitching does the work, on all cores or on 
 
 from __future__ import annotations
 
+import argparse
 import sys
 
 from cloudreg.scripts._legacy import moved, run
@@ -93,8 +94,8 @@ def main_step6(queue: list[str], rs_fname: str) -> None:
 
 def program(argv: list[str] | None = None) -> int:
     """Do the step that a command line asks for; return the exit code."""
-    words = extract_params() if argv is None else argv
-    return run(lambda: run_step(words))
+    words = argparse.Namespace(words=extract_params() if argv is None else argv)
+    return run(lambda given: run_step(given.words), words)
 
 
 if __name__ == "__main__":
