@@ -85,7 +85,10 @@ def write_specimen(folder, *, shading=None, background=0):
     pitch = 0.8 * side
     noise = random.standard_normal((depth + 2 * MARGIN, int(side + pitch) + 40, int(side + 2 * pitch) + 40))
     smooth = sum(ndimage.gaussian_filter(noise, s) / ndimage.gaussian_filter(noise, s).std() for s in (1.2, 5))
-    texture = np.rint(2000 * np.exp(0.35 * smooth / smooth.std())).astype(np.uint16)
+    _, y, x = np.meshgrid(*(np.linspace(-1, 1, n) for n in noise.shape), indexing="ij")
+    # Corners without tissue show what the camera reads without light.
+    tissue = 1 / (1 + np.exp(20 * (y**2 + x**2 - 0.95)))
+    texture = np.rint(20 + 2000 * tissue * np.exp(0.35 * smooth / smooth.std())).astype(np.uint16)
     cells = [(r, c) for r in range(rows) for c in range(columns)]
     positions = np.array([(0, math.floor(r * pitch + 0.5), math.floor(c * pitch + 0.5)) for r, c in cells])
     positions = positions + random.integers((-2, -4, -4), (3, 5, 5), (len(cells), 3))
@@ -96,7 +99,7 @@ def write_specimen(folder, *, shading=None, background=0):
         if channel == 1:
             pixels = pixels // 2
         if shading is not None:
-            pixels = np.rint(background + shading * pixels)
+            pixels = np.rint(background + shading * (pixels - 20.0))
         return pixels.astype(np.uint16)
 
     write_colm(
@@ -118,3 +121,27 @@ def write_specimen(folder, *, shading=None, background=0):
 def colm(tmp_path_factory):
     """An acquisition on disk, without shading."""
     return write_specimen(tmp_path_factory.mktemp("colm") / "raw")
+
+
+@pytest.fixture(scope="session")
+def specimen():
+    """The function that writes an acquisition."""
+    return write_specimen
+
+
+def upload(folder, place, only="**/*"):
+    """Copy a folder into a bucket of the server in use."""
+    import boto3
+
+    bucket, _, key = place.removeprefix("s3://").partition("/")
+    client = boto3.client("s3")
+    for file in sorted(folder.glob(only)):
+        if file.is_file():
+            client.put_object(Bucket=bucket, Key=f"{key}/{file.relative_to(folder)}", Body=file.read_bytes())
+    return place
+
+
+@pytest.fixture
+def put(s3):
+    """The function that copies a folder into a bucket, and returns where it lies."""
+    return upload
