@@ -12,8 +12,7 @@ import pytest
 
 HERE = Path(__file__).parent
 API = json.loads((HERE / "legacy_api.json").read_text())
-DOCUMENTED = sorted({name.split(".")[2] for name in API})
-MODULES = [name for name in DOCUMENTED if importlib.util.find_spec(f"cloudreg.scripts.{name}")]
+MODULES = sorted({name.split(".")[2] for name in API})
 HEAVY = ["boto3", "paramiko", "asyncssh", "mpi4py", "SimpleITK", "cloudvolume", "joblib"]
 
 
@@ -25,7 +24,11 @@ def documented(text):
     return inspect.signature(space["function"])
 
 
-@pytest.mark.parametrize("name", sorted(name for name in API if name.split(".")[2] in MODULES))
+def test_the_list_is_the_whole_documentation():
+    assert len(API) == 104 and len(MODULES) == 16
+
+
+@pytest.mark.parametrize("name", sorted(API))
 def test_signatures_are_the_documented_ones(legacy, name):
     _, _, module, attribute = name.split(".")
     found = getattr(legacy(module), attribute)

@@ -1,8 +1,6 @@
 """Neuroglancer states: where Neuroglancer shows a voxel, and what the documentation says of links."""
 
-import http.server
 import json
-import threading
 import urllib.parse
 import urllib.request
 
@@ -27,38 +25,6 @@ def volumes(tmp_path_factory):
     write_volume(f"precomputed://{folder}/brain", np.ones(GRID.shape, np.uint16), GRID)
     write_volume(f"precomputed://{folder}/regions", np.ones(GRID.shape, np.uint32), GRID, kind="labels")
     return [f"{folder}/brain", f"{folder}/regions"]
-
-
-@pytest.fixture
-def state_server():
-    """Keeps what is posted, and gives it back at the address that it answers with."""
-    states = {}
-
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_POST(self):
-            body = self.rfile.read(int(self.headers["Content-Length"]))
-            states[f"s{len(states)}"] = json.loads(body)
-            uri = f"http://127.0.0.1:{self.server.server_port}/v1?NGStateID=s{len(states) - 1}"
-            self.answer({"uri": uri})
-
-        def do_GET(self):
-            self.answer(states[urllib.parse.parse_qs(urllib.parse.urlparse(self.path).query)["NGStateID"][0]])
-
-        def answer(self, value):
-            text = json.dumps(value).encode()
-            self.send_response(200)
-            self.send_header("Content-Length", str(len(text)))
-            self.end_headers()
-            self.wfile.write(text)
-
-        def log_message(self, *args):
-            pass
-
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}/v1"
-    server.shutdown()
-    server.server_close()
 
 
 def test_dimensions_are_in_metres(viz):

@@ -5,13 +5,15 @@ from __future__ import annotations
 import argparse
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable
 
-from cloudreg.errors import CloudRegError
-from cloudreg.execution import Engine
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from cloudreg.errors import CloudRegError, InputError
 from cloudreg.execution.progress import enable
 from cloudreg.io.precomputed import PREFIX
+from cloudreg.space import parse_orientation
 
 
 def moved(module: str, new: str) -> None:
@@ -82,15 +84,21 @@ def precomputed(path: str) -> str:
     return path if path.startswith(PREFIX) else PREFIX + path
 
 
-def scalar_or_three(values: float | Sequence[float]) -> tuple[float, float, float]:
-    """Return three numbers for one number, or for three."""
-    listed = [float(v) for v in values] if isinstance(values, Sequence) else [float(values)]
-    x, y, z = listed * 3 if len(listed) == 1 else listed
-    return x, y, z
+def three(values: ArrayLike, what: str) -> NDArray[np.float64]:
+    """Return three numbers x, y, z, for one number or for three."""
+    given = np.atleast_1d(np.asarray(values, dtype=float))
+    if given.shape not in ((1,), (3,)) or not np.isfinite(given).all():
+        raise InputError(f"expected one number or three (x, y, z) for the {what}, got {given.tolist()}")
+    return np.broadcast_to(given, 3).copy()
 
 
-@contextmanager
-def engine(workers: int | None = None) -> Iterator[Engine]:
-    """Run blocks on this machine, by default with one worker a core."""
-    with Engine(workers=workers) as running:
-        yield running
+def axis_letters(letters: str) -> str:
+    """Return BrainGlobe's letters (z, y, x, the side where an axis starts) for those of 2021 (x, y, z, where it goes).
+
+    Examples
+    --------
+    >>> axis_letters("PIR")
+    'lsa'
+    """
+    opposite = dict(zip("apsilr", "paisrl", strict=True))
+    return "".join(opposite[letter] for letter in reversed(parse_orientation(letters)))
