@@ -28,6 +28,15 @@ def test_without_a_type_it_keeps_its_own(ec2):
     assert machine(ec2, identity)["InstanceType"] == "t2.micro"
 
 
+@pytest.mark.parametrize("name", ["AWS_REGION", "AWS_DEFAULT_REGION"])
+def test_either_name_of_the_region_counts(ec2, monkeypatch, name):
+    identity = new_machine(ec2)
+    monkeypatch.delenv("AWS_REGION")
+    monkeypatch.delenv("AWS_DEFAULT_REGION")
+    monkeypatch.setenv(name, "us-east-1")
+    assert start_instance(identity) == machine(ec2, identity)["PublicIpAddress"]
+
+
 def test_a_machine_that_runs_so_already_is_taken_as_it_is(ec2):
     identity = new_machine(ec2, "t2.micro", stopped=False)
     assert start_instance(identity, "t2.micro") == machine(ec2, identity)["PublicIpAddress"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 from collections.abc import Iterator
@@ -28,16 +29,42 @@ def aws_client(service: str, region: str | None = None) -> Any:
     InputError
         If no region is set.
     """
-    try:
-        import boto3
-        from botocore.config import Config
-    except ImportError as error:
-        raise MissingExtraError("boto3", "aws") from error
+    session = aws_session()
+    from botocore.config import Config
+
     with explaining_aws(f"speak to {service.upper()}"):
         # Standard mode makes a request again after failures of the network and of the server, with growing waits.
         attempts = int(os.environ.get("AWS_MAX_ATTEMPTS", "8"))
         config = Config(retries={"mode": "standard", "total_max_attempts": attempts})
-        return boto3.Session().client(service, region_name=region, config=config)
+        # Other tools and AWS's own machines set AWS_REGION, of which boto3 knows nothing.
+        return session.client(service, region_name=region or os.environ.get("AWS_REGION"), config=config)
+
+
+def aws_session() -> Any:
+    """Return a new session of boto3, which finds credentials as they are now.
+
+    Raises
+    ------
+    MissingExtraError
+        If boto3 is not installed.
+    """
+    try:
+        import boto3
+        from botocore.session import Session
+    except ImportError as error:
+        raise MissingExtraError("boto3", "aws") from error
+    core = Session()
+    core.register_component("data_loader", _descriptions())
+    with explaining_aws("speak to AWS"):
+        return boto3.Session(botocore_session=core)
+
+
+@functools.lru_cache
+def _descriptions() -> Any:
+    """Return what knows AWS's services: it takes a second to read what EC2 can do, so once is enough."""
+    from botocore.loaders import create_loader
+
+    return create_loader(os.environ.get("AWS_DATA_PATH"))
 
 
 @contextmanager

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from cloudreg.cloud.aws import explaining_aws
-from cloudreg.errors import InputError, MissingExtraError
+from cloudreg.cloud.aws import aws_session, explaining_aws
+from cloudreg.errors import InputError
 from cloudreg.io.credentials import S3Access
 from cloudreg.io.objects import list_files
 
@@ -64,19 +64,17 @@ def upload_file(local_path: str | Path, s3_bucket: str, s3_key: str) -> None:
 
 def s3_client(bucket: str) -> Any:
     """Return boto3's client with the credentials, server and region that `cloudreg.io` uses for a bucket."""
-    try:
-        from boto3 import Session
-        from botocore import UNSIGNED
-        from botocore.config import Config
-    except ImportError as error:
-        raise MissingExtraError("boto3", "aws") from error
+    session = aws_session()
+    from botocore import UNSIGNED
+    from botocore.config import Config
+
     access = S3Access.of(bucket)
     config = Config(
         retries={"mode": "standard", "total_max_attempts": 8},
         signature_version=UNSIGNED if access.anonymous else None,
     )
     with explaining_aws(f"reach the bucket {bucket}"):
-        return Session().client(
+        return session.client(
             "s3", endpoint_url=access.endpoint, region_name=access.region, config=config, **_keys(access)
         )
 
