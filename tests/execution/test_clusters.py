@@ -153,6 +153,17 @@ def test_a_queue_of_a_computing_centre_runs_the_blocks(slurm, brain, tmp_path):
     assert len(started) == 2 and sorted(ended) == sorted(started)
 
 
+def test_any_class_of_clusters_may_be_named(tmp_path):
+    file = tmp_path / "lab.yaml"
+    file.write_text(
+        "cluster: distributed.LocalCluster\nworkers: 2\n"
+        "options: {n_workers: 0, threads_per_worker: 1, dashboard_address: ':0', silence_logs: 50}\n"
+    )
+    with Engine(cluster=str(file)) as engine:
+        pids = set(engine.run(work_in_other_processes, range(40), label="where"))
+    assert pids and os.getpid() not in pids
+
+
 def test_no_scheduler_is_one_line(monkeypatch):
     monkeypatch.setattr("cloudreg.execution.clusters._CONNECT_S", 1)
     with pytest.raises(ServerUnreachableError, match=r"no Dask scheduler answers at tcp://127.0.0.1:9"):
@@ -177,6 +188,7 @@ def test_the_check_compares_versions_and_paths(cluster, tmp_path):
     from distributed import Client
 
     with Client(cluster.scheduler_address, set_as_default=False) as client:
+        client.wait_for_workers(2)  # those that died in other tests are made anew
         rows = check_cluster(client, [str(tmp_path)])
         assert rows["workers"] == "2 on 1 machine(s)" and rows["threads"] == "2" and rows["memory"] == "2 GB"
         assert f"numpy {np.__version__}" in rows["versions"] and rows[str(tmp_path)] == "seen by all"

@@ -56,6 +56,7 @@ def test_ranges_of_bytes_are_served(server, file):
     assert get(url, Range="bytes=190-")[2] == get(url, Range="bytes=-10")[2] == bytes(range(190, 200))
     assert get(url, Range="bytes=190-1000")[2] == bytes(range(190, 200))
     assert refusal(url, Range="bytes=200-") == 416
+    assert get(server.share(file))[2] == bytes(range(200))
 
 
 def test_pages_of_other_places_may_read(server, file):
