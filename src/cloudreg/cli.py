@@ -12,6 +12,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from cloudreg.cli_cloud import aws_app
+from cloudreg.cli_cluster import cluster_app
+from cloudreg.cli_view import view
 from cloudreg.errors import CloudRegError
 
 if TYPE_CHECKING:
@@ -45,7 +48,10 @@ Settings = Annotated[Path | None, typer.Option("--settings", help="YAML file; fl
 Workers = Annotated[int | None, typer.Option("--workers", min=1, help="Threads; default: one a core.")]
 Memory = Annotated[str | None, typer.Option("--memory", help="Such as 8GB; default: 60 % of what is free.")]
 Cluster = Annotated[
-    str | None, typer.Option("--cluster", help="Dask scheduler, tcp://host:8786; default: this machine.")
+    str | None,
+    typer.Option(
+        "--cluster", help="tcp://host:8786, slurm:20 (sge, pbs, lsf…), or a YAML file; default: this machine."
+    ),
 ]
 VoxelSize = Annotated[
     tuple[float, float, float] | None,
@@ -203,6 +209,23 @@ def align(
     project: Annotated[Path, typer.Argument(help="New TeraStitcher project, *.xml.")],
     channel: Channel = 0,
     shading: Shading = None,
+    method: Annotated[
+        Literal["volume", "projections"] | None,
+        typer.Option("--method", help="Compare overlaps in 3D, or their projections as TeraStitcher's step 2."),
+    ] = None,
+    placement: Annotated[
+        Literal["least_squares", "tree"] | None,
+        typer.Option("--placement", help="By all links together, or along the best chain as TeraStitcher's step 5."),
+    ] = None,
+    start: Annotated[
+        Path | None, typer.Option("--from", help="Project of any step: the displacements in it are taken.")
+    ] = None,
+    reuse: Annotated[
+        Path | None, typer.Option("--reuse", help="Aligned project of another channel: its positions are taken.")
+    ] = None,
+    steps: Annotated[
+        Path | None, typer.Option("--steps", help="New folder for xml_import.xml to xml_merging.xml.")
+    ] = None,
     settings: Settings = None,
     workers: Workers = None,
     memory: Memory = None,
@@ -211,9 +234,19 @@ def align(
     """Find where each tile lies."""
     from cloudreg import commands
 
-    chosen = _settings(settings)
+    chosen = _settings(settings, align__method=method, align__placement=placement)
     with _engine(workers, memory, cluster) as engine:
-        commands.align(raw, project, chosen.align, engine, channel=channel, shading=shading)
+        commands.align(
+            raw,
+            project,
+            chosen.align,
+            engine,
+            channel=channel,
+            shading=shading,
+            start=start,
+            reuse=reuse,
+            steps=steps,
+        )
 
 
 @app.command()
@@ -540,6 +573,11 @@ def report(path: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a
     from cloudreg import commands
 
     commands.report(path)
+
+
+app.command()(view)
+app.add_typer(cluster_app, name="cluster")
+app.add_typer(aws_app, name="aws")
 
 
 def main() -> None:

@@ -20,6 +20,32 @@ class StoreUnreachableError(CloudRegError, ConnectionError):
     """An object store or a web server gave no answer for as long as it is worth to wait."""
 
 
+class ServerUnreachableError(CloudRegError, ConnectionError):
+    """Another machine gave no answer, or the connection to it was cut."""
+
+
+class CloudServiceError(CloudRegError, RuntimeError):
+    """A cloud's service refused or failed, for a reason that the input does not show."""
+
+
+class CommandFailedError(CloudRegError, RuntimeError):
+    """Another program, here or on another machine, ended with an error; our exit code is its.
+
+    Parameters
+    ----------
+    what
+        The program, in words.
+    exit_code
+        What it ended with: 1 to 255, where 128 and more is 128 and the number of a signal.
+    last_words
+        What it said at the end, if anything.
+    """
+
+    def __init__(self, what: str, exit_code: int, last_words: str = "") -> None:
+        self.exit_code = exit_code
+        super().__init__(f"{what} ended with exit status {exit_code}" + (f": {last_words}" if last_words else ""))
+
+
 class VerificationError(CloudRegError, RuntimeError):
     """What was read back is not what was written."""
 

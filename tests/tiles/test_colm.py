@@ -340,7 +340,7 @@ def test_an_unknown_channel_is_refused(make_colm):
 def test_a_plane_that_exists_twice_is_refused(make_colm):
     acquisition = make_colm()
     path = acquisition.plane_path(acquisition.tiles[0], 0, 0)
-    path.with_name(path.stem + "_corrected.tiff").write_bytes(path.read_bytes())
+    path.with_name(path.stem + "_copy.tiff").write_bytes(path.read_bytes())
     with pytest.raises(InputError, match=r"holds plane 0 of channel 0 twice, as .* and .*: remove one"):
         open_acquisition(acquisition.path)
 
@@ -398,3 +398,36 @@ def test_a_thousand_tiles_get_longer_numbers(tmp_path):
     )
     assert [tile.name for tile in acquisition.tiles] == ["LOC007", "LOC1000"]
     assert acquisition.read(acquisition.tiles[1], 0, 0, 1)[0, 0, 0] == 1000
+
+
+def even_out(acquisition, channel, planes=None):
+    """Write evened copies beside planes as they were recorded."""
+    for tile in acquisition.tiles:
+        for start, stop in acquisition.planes(tile, channel):
+            for plane in range(start, stop):
+                if planes is None or plane in planes:
+                    file = acquisition.plane_path(tile, channel, plane)
+                    tifffile.imwrite(file.with_name(f"{file.stem}_corrected.tiff"), tifffile.imread(file) // 2)
+
+
+def test_evened_planes_stand_for_those_recorded(make_colm, pixels):
+    acquisition = make_colm()
+    even_out(acquisition, 0)
+    again = open_acquisition(acquisition.path)
+    tile = again.tiles[0]
+    np.testing.assert_array_equal(again.read(tile, 0, 0, 1)[0], pixels(0, 0, 0, 0) // 2)
+    np.testing.assert_array_equal(again.read(tile, 1, 0, 1)[0], pixels(0, 0, 1, 0))
+    assert again.file_pattern(0) == r".*_CHN00_PLN.*_corrected\.tiff"
+    assert again.file_pattern(1) == r".*_CHN01_PLN.*\.tif"
+    assert [again.planes(t, 0) for t in again.tiles] == [acquisition.planes(t, 0) for t in acquisition.tiles]
+    raw = open_acquisition(acquisition.path, corrected=False)
+    np.testing.assert_array_equal(raw.read(tile, 0, 0, 1)[0], pixels(0, 0, 0, 0))
+    assert raw.fingerprint([0]) == acquisition.fingerprint([0]) != again.fingerprint([0])
+
+
+def test_planes_evened_in_part_are_refused(make_colm):
+    acquisition = make_colm()
+    even_out(acquisition, 1, planes=[0, 1])
+    with pytest.raises(InputError, match=r"evened copies of all planes of channel 1 in .* or of none, got 9 of 29"):
+        open_acquisition(acquisition.path)
+    assert open_acquisition(acquisition.path, corrected=False).channels == (0, 1)

@@ -2,6 +2,7 @@
 
 from cloudreg.illumination.correct import correct_volume
 from cloudreg.illumination.estimate import estimate_bias
+from cloudreg.illumination.evened import evened, find_stripes
 from cloudreg.illumination.field import BiasField, load_bias, save_bias
 
-__all__ = ["BiasField", "correct_volume", "estimate_bias", "load_bias", "save_bias"]
+__all__ = ["BiasField", "correct_volume", "estimate_bias", "evened", "find_stripes", "load_bias", "save_bias"]

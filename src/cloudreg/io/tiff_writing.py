@@ -6,6 +6,7 @@ The files are made at their full size first, uncompressed, so that every voxel h
 from __future__ import annotations
 
 import uuid
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -62,11 +63,13 @@ def create_tiff(file: Path, channels: int, grid: Grid, dtype: np.dtype[Any]) -> 
     return TiffBoxes((file,), _create(file, axes, shape, grid, dtype, shape), (channels, *grid.shape), dtype)
 
 
-def create_tiff_series(folder: Path, channels: int, grid: Grid, dtype: np.dtype[Any]) -> TiffBoxes:
-    """Make a folder of one OME-TIFF per plane, (y, x) or (c, y, x); see `create_tiff`."""
+def create_tiff_series(
+    folder: Path, channels: int, grid: Grid, dtype: np.dtype[Any], names: Sequence[str] | None = None
+) -> TiffBoxes:
+    """Make a folder of one OME-TIFF per plane, (y, x) or (c, y, x), by these names or by number; see `create_tiff`."""
     digits = max(4, len(str(grid.shape[0] - 1)))
     axes, shape = ("YX", grid.shape[1:]) if channels == 1 else ("CYX", (channels, *grid.shape[1:]))
-    files = tuple(folder / f"plane_{z:0{digits}d}.tif" for z in range(grid.shape[0]))
+    files = tuple(folder / name for name in names or [f"plane_{z:0{digits}d}.tif" for z in range(grid.shape[0])])
     offsets = {_create(file, axes, shape, grid, dtype, (*shape, z)) for z, file in enumerate(files)}
     return TiffBoxes(files, offsets.pop(), (channels, *grid.shape), dtype)
 

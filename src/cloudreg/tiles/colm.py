@@ -23,7 +23,10 @@ INI = "Experiment.ini"
 SCANNED_CELLS = "Scanned Cells.txt"
 VIEW = "VW0"
 
-_PLANE = re.compile(r"LOC(\d+)\D*_CM(\d+)_CHN(\d+)_PLN(\d+)[^/]*\.tiff?$", re.IGNORECASE)
+CORRECTED = "_corrected"
+"""How the name of a plane that was evened ends, before its suffix."""
+
+PLANE = re.compile(r"LOC(\d+)\D*_CM(\d+)_CHN(\d+)_PLN(\d+)[^/]*\.tiff?$", re.IGNORECASE)
 _FOLDER = re.compile(r"LOC(\d+)$", re.IGNORECASE)
 _SIZES_INSPECTED = 8
 
@@ -49,7 +52,7 @@ class PlaneNames:
     def describe(names: Mapping[int, str]) -> PlaneNames:
         """Find the pattern of at least one name, each given by its plane."""
         name = names[min(names)]
-        match = _PLANE.search(name)
+        match = PLANE.search(name)
         if match is None:
             raise ValueError(f"{name} is not the name of a plane")
         start, stop = match.span(4)
@@ -113,7 +116,8 @@ class ColmAcquisition(Acquisition):
         names = [names for (_, c), names in self._names.items() if c == channel]
         suffixes = {name.rpartition(".")[2] for n in names for name in (n.suffix, *n.others.values())}
         suffix = suffixes.pop() if len(suffixes) == 1 else "[tT][iI][fF][fF]?"
-        return rf".*_CHN{channel:02d}_PLN.*\.{suffix}"
+        corrected = CORRECTED if all(is_corrected(n.suffix) for n in names) else ""
+        return rf".*_CHN{channel:02d}_PLN.*{corrected}\.{suffix}"
 
 
 def plane_name(location: int, channel: int, plane: int) -> str:
@@ -126,7 +130,14 @@ def folder_name(location: int) -> str:
     return f"LOC{location:03d}"
 
 
-def open_acquisition(path: str | Path, *, voxel_size_um: Sequence[float] | None = None) -> ColmAcquisition:
+def is_corrected(name: str) -> bool:
+    """Whether a plane's name says that it was evened."""
+    return name.rpartition(".")[0].lower().endswith(CORRECTED)
+
+
+def open_acquisition(
+    path: str | Path, *, voxel_size_um: Sequence[float] | None = None, corrected: bool = True
+) -> ColmAcquisition:
     """Open a raw acquisition, and check all that can be checked without reading its pixels.
 
     Parameters
@@ -135,6 +146,8 @@ def open_acquisition(path: str | Path, *, voxel_size_um: Sequence[float] | None 
         Folder with ``Experiment.ini``, ``Scanned Cells.txt`` and ``VW0``.
     voxel_size_um
         z, y, x, instead of what ``Experiment.ini`` says; needed where the objective is not a known one.
+    corrected
+        Of a plane that is there as it was recorded and evened as well (``…_corrected.tiff``), take the evened one.
 
     Returns
     -------
@@ -145,8 +158,9 @@ def open_acquisition(path: str | Path, *, voxel_size_um: Sequence[float] | None 
     ------
     InputError
         If a text file is missing, not whole or contradicts the other; if the folder of an imaged cell is missing; if a
-        plane is truncated, of another size or type than the rest, or exists twice. Of each tile and channel, one file
-        of each different size is opened; a compressed plane that is damaged inside is found by `Acquisition.read`.
+        plane is truncated, of another size or type than the rest, or exists twice; if only some planes have evened
+        copies. Of each tile and channel, one file of each different size is opened; a compressed plane that is damaged
+        inside is found by `Acquisition.read`.
     """
     path = _home(Path(path))
     experiment = read_experiment(path / INI)
@@ -159,6 +173,7 @@ def open_acquisition(path: str | Path, *, voxel_size_um: Sequence[float] | None 
     names: dict[tuple[str, int], PlaneNames] = {}
     digests: dict[int, hashlib._Hash] = defaultdict(hashlib.sha256)
     kind: PlaneKind | None = None
+    evened: dict[int, list[int]] = defaultdict(lambda: [0, 0])
     for location in np.flatnonzero(scanned):
         row, column = divmod(int(location), experiment.columns)
         folder = folders.get(int(location))
@@ -167,9 +182,11 @@ def open_acquisition(path: str | Path, *, voxel_size_um: Sequence[float] | None 
                 f"{path / SCANNED_CELLS} says that row {row}, column {column} was imaged, and {view} has no folder "
                 f"{folder_name(int(location))}: copy it, or set the cell to 0"
             )
-        files = _list(view / folder, int(location))
+        files = _list(view / folder, int(location), corrected)
         for channel in sorted(files):
             planes = files[channel]
+            for file in planes.values():
+                evened[channel][file.in_two_forms] += 1
             for plane in _suspects(planes):
                 suspect = view / folder / planes[plane].name
                 found = inspect_plane(suspect)
@@ -180,6 +197,12 @@ def open_acquisition(path: str | Path, *, voxel_size_um: Sequence[float] | None 
             for file in planes.values():
                 digests[channel].update(f"{folder}/{file.name}:{file.size}:{file.time_ns}\n".encode())
         tiles.append(Tile(folder, row, column, {channel: to_intervals(planes) for channel, planes in files.items()}))
+    for channel, (single, double) in evened.items():
+        if corrected and single and double:
+            raise InputError(
+                f"expected evened copies of all planes of channel {channel} in {view} or of none, got {double} of "
+                f"{single + double}: go on with what evened them, or remove the files that end in {CORRECTED}"
+            )
     if kind is None:
         raise InputError(f"expected planes such as {plane_name(0, 0, 0)} in the folders of {view}, found none")
 
@@ -208,6 +231,7 @@ class _File:
     name: str
     size: int
     time_ns: int
+    in_two_forms: bool = False
 
 
 def _home(path: Path) -> Path:
@@ -253,24 +277,29 @@ def _folders(view: Path) -> dict[int, str]:
     return folders
 
 
-def _list(folder: Path, location: int) -> dict[int, dict[int, _File]]:
-    """Return the files of a tile by channel and plane, planes ascending."""
+def _list(folder: Path, location: int, corrected: bool) -> dict[int, dict[int, _File]]:
+    """Return the files of a tile by channel and plane, planes ascending; of a plane's two forms, the one wanted."""
     files: dict[int, dict[int, _File]] = defaultdict(dict)
     with os.scandir(folder) as entries:
         for entry in sorted(entries, key=lambda e: e.name):
-            match = _PLANE.search(entry.name)
+            match = PLANE.search(entry.name)
             if match is None or entry.name.startswith(".") or not entry.is_file():
                 continue
             if int(match[1]) != location:
                 raise InputError(f"{entry.path} belongs to another tile than its folder: put it back")
             channel, plane = int(match[3]), int(match[4])
-            if plane in files[channel]:
+            known = files[channel].get(plane)
+            if known is not None and not known.in_two_forms and is_corrected(known.name) != is_corrected(entry.name):
+                if is_corrected(known.name) == corrected:
+                    files[channel][plane] = replace(known, in_two_forms=True)
+                    continue
+            elif known is not None:
                 raise InputError(
                     f"{folder} holds plane {plane} of channel {channel} twice, as {files[channel][plane].name} and "
                     f"{entry.name}: remove one"
                 )
             status = entry.stat()
-            files[channel][plane] = _File(entry.name, status.st_size, status.st_mtime_ns)
+            files[channel][plane] = _File(entry.name, status.st_size, status.st_mtime_ns, known is not None)
     return {channel: dict(sorted(planes.items())) for channel, planes in files.items()}
 
 

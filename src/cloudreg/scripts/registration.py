@@ -1,0 +1,240 @@
+"""2021: registration of a precomputed volume to an atlas, and the affine of Neuroglancer that shows it."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from cloudreg import pipeline
+from cloudreg.atlas import Atlas, load_atlas
+from cloudreg.errors import InputError
+from cloudreg.execution import Engine
+from cloudreg.illumination import estimate_bias, evened, find_stripes
+from cloudreg.io import Volume, convert, open_volume
+from cloudreg.scripts._legacy import axis_letters, boolean, moved, precomputed, run, text_or_none, three
+from cloudreg.scripts._precomputed import finest_scale
+from cloudreg.scripts._storage import require_new, store
+from cloudreg.settings import IlluminationSettings, RegistrationSettings, override
+from cloudreg.space import axes_between
+from cloudreg.viewer import write_registration_report
+
+moved("registration", "cloudreg register")
+
+__all__ = ["get_affine_matrix", "register"]
+
+_OPEN_DATA = "https://open-neurodata.s3.amazonaws.com/ara_2016"
+ATLAS = f"{_OPEN_DATA}/sagittal_100um/average_100um"
+PARCELLATION = f"{_OPEN_DATA}/sagittal_10um/annotation_10um_2017"
+_USUAL_REGULARIZATION = 5000.0
+
+
+def get_affine_matrix(
+    translation: ArrayLike,
+    rotation: ArrayLike,
+    from_orientation: str,
+    to_orientation: str,
+    fixed_scale: ArrayLike,
+    s3_path: str,
+    center: bool = False,
+) -> NDArray[np.float64]:
+    """Return the 4 x 4 affine, x y z in micrometres, that turns a precomputed volume for Neuroglancer.
+
+    Parameters
+    ----------
+    translation, rotation
+        In the axes of the target, micrometres and degrees. The volume is turned about its middle: about the target's
+        x, then y, then z.
+    from_orientation, to_orientation
+        Three letters each, of the source and of the target.
+    fixed_scale
+        Scale factor, or one for each axis of the target; translations are scaled too.
+    s3_path
+        The volume: where its middle is.
+    center
+        Put the middle at the origin. Otherwise it lies where that of the reoriented volume does, so that a volume
+        that is neither turned nor moved begins at the origin.
+    """
+    linear = _linear(rotation, from_orientation, to_orientation, fixed_scale)
+    middle = finest_scale(s3_path).middle_um
+    affine = np.eye(4)
+    affine[:3, :3] = linear
+    affine[:3, 3] = three(fixed_scale, "scale") * three(translation, "translation") - linear @ middle
+    if not center:
+        affine[:3, 3] += np.abs(_permutation(from_orientation, to_orientation)) @ middle
+    return affine
+
+
+def register(
+    input_s3_path: str,
+    atlas_s3_path: str,
+    parcellation_s3_path: str,
+    atlas_orientation: str,
+    output_s3_path: str | None,
+    log_s3_path: str | None,
+    orientation: str,
+    fixed_scale: ArrayLike,
+    translation: ArrayLike,
+    rotation: ArrayLike,
+    missing_data_correction: bool,
+    grid_correction: bool,
+    bias_correction: bool,
+    regularization: float,
+    num_iterations: int,
+    registration_resolution: float,
+    output_local_path: str | None = None,
+) -> None:
+    """Register a precomputed volume to an atlas by EM-LDDMM.
+
+    Parameters
+    ----------
+    input_s3_path, atlas_s3_path, parcellation_s3_path
+        Precomputed volumes: what is registered, the atlas, and the atlas's regions.
+    atlas_orientation, orientation
+        Three letters each, of the atlas and of what is registered.
+    output_s3_path
+        Where the atlas's regions, carried into the space of the input, are written as a precomputed volume.
+    log_s3_path
+        Where the whole registration folder goes, with its table of regions and its report.
+    fixed_scale, translation, rotation
+        Where the fit starts, in the axes of the input: see `get_affine_matrix`. It then adapts all of them.
+    missing_data_correction
+        Give voxels that are 0 no weight.
+    grid_correction
+        Take off the pattern that all planes have in common, before the fit.
+    bias_correction
+        Take off the slow illumination, before the fit.
+    regularization
+        A larger one regularizes less.
+    num_iterations
+        Most iterations.
+    registration_resolution
+        Finest voxel size of the fit, micrometres.
+    output_local_path
+        Where the registration folder is kept on this machine; by default nowhere.
+    """
+    settings = _settings(missing_data_correction, regularization, num_iterations, registration_resolution)
+    for place in (output_s3_path, log_s3_path):
+        if place:
+            require_new(place)
+    with tempfile.TemporaryDirectory(prefix="cloudreg-registration-") as temporary, Engine() as engine:
+        home = Path(temporary) if output_local_path is None else Path(output_local_path).expanduser()
+        folder = home / f"registration_of_{Path(input_s3_path.rstrip('/')).name}"
+        if folder.exists():
+            raise InputError(f"{folder} exists already: choose another place, or remove it first")
+        home.mkdir(parents=True, exist_ok=True)
+        target = open_volume(precomputed(input_s3_path), orientation=axis_letters(orientation))
+        letters = axis_letters(atlas_orientation)
+        axes_between(axis_letters(orientation), letters)
+        atlas = load_atlas(
+            template=precomputed(atlas_s3_path), labels=precomputed(parcellation_s3_path), orientation=letters
+        )
+        start = _start(atlas, target, translation, rotation, (atlas_orientation, orientation), fixed_scale)
+        even = target
+        if grid_correction:
+            even = evened(even, [find_stripes(even, engine=engine)])
+        if bias_correction:
+            even = evened(even, [estimate_bias(even, 0, IlluminationSettings(), engine=engine)])
+        pipeline.register_to_atlas(
+            even, atlas, folder, settings, engine, initial_affine=start, command="cloudreg.scripts.registration"
+        )
+        pipeline.measure_regions(folder, {"input": target}, folder / "regions.csv", engine)
+        write_registration_report(folder)
+        if output_s3_path:
+            convert(folder / "labels_in_target.ome.zarr", precomputed(output_s3_path), engine=engine)
+        if log_s3_path:
+            store(folder, log_s3_path, engine)
+
+
+def _settings(missing: bool, regularization: float, iterations: int, resolution: float) -> RegistrationSettings:
+    usual = RegistrationSettings()
+    if not regularization > 0 or iterations < 1:
+        raise InputError(
+            f"expected a regularization above 0 and at least 1 iteration, got {regularization} and {iterations}"
+        )
+    most = sum(usual.iterations)
+    return override(
+        usual,
+        {
+            "missing_data": missing,
+            "resolution_um": float(resolution),
+            # The energy of the velocity counts 1 / (2 sigma^2).
+            "regularization": [w * (_USUAL_REGULARIZATION / regularization) ** 2 for w in usual.regularization],
+            "iterations": [max(1, n * min(iterations, most) // most) for n in usual.iterations],
+        },
+    )
+
+
+def _start(
+    atlas: Atlas,
+    target: Volume,
+    translation: ArrayLike,
+    rotation: ArrayLike,
+    letters: tuple[str, str],
+    scale: ArrayLike,
+) -> NDArray[np.float64] | None:
+    """Return atlas um to target um (z y x) from middle to middle; None where only letters are given."""
+    moved_by = three(translation, "translation")
+    if not (moved_by.any() or three(rotation, "rotation").any() or (three(scale, "scale") != 1).any()):
+        return None
+    middles = [sum(volume.grid.bounds_um()) / 2 for volume in (atlas.template, target)]
+    affine = np.eye(4)
+    affine[:3, :3] = _linear(rotation, *letters, scale)[::-1, ::-1]
+    affine[:3, 3] = middles[1] + (three(scale, "scale") * moved_by)[::-1] - affine[:3, :3] @ middles[0]
+    return affine
+
+
+def _linear(rotation: ArrayLike, source: str, destination: str, scale: ArrayLike) -> NDArray[np.float64]:
+    """Return D R P in x y z: reorient, turn about x, y and z, scale."""
+    factors = three(scale, "scale")
+    if not (factors > 0).all():
+        raise InputError(f"expected scales above 0, got {factors.tolist()}")
+    turned = _permutation(source, destination)
+    for axis, angle in enumerate(np.deg2rad(three(rotation, "rotation"))):
+        i, j = (axis + 1) % 3, (axis + 2) % 3
+        turn = np.eye(3)
+        turn[i, i] = turn[j, j] = np.cos(angle)
+        turn[i, j], turn[j, i] = -np.sin(angle), np.sin(angle)
+        turned = turn @ turned
+    return np.diag(factors) @ turned
+
+
+def _permutation(source: str, destination: str) -> NDArray[np.float64]:
+    matrix = axes_between(source, destination, allow_mirror=True)
+    if np.linalg.det(matrix) < 0:
+        warnings.warn(
+            f"{source} and {destination} are mirror images: left and right are swapped", UserWarning, stacklevel=3
+        )
+    return matrix
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line."""
+    parser = argparse.ArgumentParser("python -m cloudreg.scripts.registration", description="register to an atlas")
+    parser.add_argument("-input_s3_path", required=True, help="precomputed volume")
+    parser.add_argument("-log_s3_path", required=True, type=text_or_none, help="where the registration folder goes")
+    parser.add_argument("--output_s3_path", default=None, type=text_or_none, help="where the regions go")
+    parser.add_argument("--atlas_s3_path", default=ATLAS, help="precomputed template (default: %(default)s)")
+    parser.add_argument("--parcellation_s3_path", default=PARCELLATION, help="its regions (default: %(default)s)")
+    parser.add_argument("--atlas_orientation", default="PIR", help="letters of the atlas (default: %(default)s)")
+    parser.add_argument("-orientation", required=True, help="letters of the volume")
+    parser.add_argument("--fixed_scale", nargs="+", type=float, default=[1.0, 1.0, 1.0], help="one, or one an axis")
+    parser.add_argument("--translation", nargs="+", type=float, default=[0, 0, 0], help="x y z, micrometres")
+    parser.add_argument("--rotation", nargs="+", type=float, default=[0, 0, 0], help="x y z, degrees")
+    for name, default in {"bias": True, "missing_data": True, "grid": False}.items():
+        parser.add_argument(f"--{name}_correction", type=boolean, default=default, help="True or False")
+    parser.add_argument("--regularization", type=float, default=5000.0)
+    parser.add_argument("--iterations", dest="num_iterations", type=int, default=3000)
+    parser.add_argument("--registration_resolution", type=float, default=100, help="micrometres")
+    parser.add_argument("--output_local_path", default="~/", help="where the folder is kept on this machine")
+    return run(lambda given: register(**vars(given)), parser.parse_args(arguments))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
