@@ -117,7 +117,7 @@ WRONG = {
     "registration_accuracy -target_viz_link no -atlas_viz_link no": "a state of Neuroglancer at no",
     "colm_pipeline s3://a/b s3://a/c 2 5": "autofluorescence channel within 0 to 1",
     "registration -input_s3_path x -log_s3_path y -orientation LPS --bias_correction maybe": "expected True or False",
-    "ingest_image_stack -s3_path o -img_stack nowhere -fmt tif -voxel_size 1 1 0": "expected",
+    "ingest_image_stack -s3_path o -img_stack nowhere -fmt tif -voxel_size 1 1 0": "a voxel size is three positive",
 }
 
 

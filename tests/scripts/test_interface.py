@@ -25,7 +25,8 @@ def documented(text):
 
 
 def test_the_list_is_the_whole_documentation():
-    assert len(API) == 104 and len(MODULES) == 16
+    # 104 documented ones, and the entry points of two modules that the documentation only names.
+    assert len(API) == 106 and len(MODULES) == 16
 
 
 @pytest.mark.parametrize("name", sorted(API))

@@ -87,7 +87,7 @@ def test_from_raw_tiles_in_a_bucket_to_a_link(legacy, scan, put, s3, state_serve
     legacy("registration").register(
         "s3://private/results/0", "s3://private/atlas/average", "s3://private/atlas/annotation", "PIR",
         "s3://private/results/atlas_to_brain", "s3://private/log/registration", "PIR",
-        1.0, [0, 0, 0], [0, 0, 0], True, False, True, 5000.0, 3000, 200,
+        1.0, [0, 0, 0], [0, 0, 0], True, False, False, 5000.0, 3000, 200,
     )  # fmt: skip
     found = open_volume("precomputed://s3://private/results/atlas_to_brain")
     assert found.grid.shape == stitched.grid.shape and found.kind == "labels"
