@@ -12,6 +12,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from cloudreg.cli_cloud import aws_app
+from cloudreg.cli_cluster import cluster_app
+from cloudreg.cli_view import view
 from cloudreg.errors import CloudRegError
 
 if TYPE_CHECKING:
@@ -45,7 +48,10 @@ Settings = Annotated[Path | None, typer.Option("--settings", help="YAML file; fl
 Workers = Annotated[int | None, typer.Option("--workers", min=1, help="Threads; default: one a core.")]
 Memory = Annotated[str | None, typer.Option("--memory", help="Such as 8GB; default: 60 % of what is free.")]
 Cluster = Annotated[
-    str | None, typer.Option("--cluster", help="Dask scheduler, tcp://host:8786; default: this machine.")
+    str | None,
+    typer.Option(
+        "--cluster", help="tcp://host:8786, slurm:20 (sge, pbs, lsf…), or a YAML file; default: this machine."
+    ),
 ]
 VoxelSize = Annotated[
     tuple[float, float, float] | None,
@@ -558,6 +564,11 @@ def report(path: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a
     from cloudreg import commands
 
     commands.report(path)
+
+
+app.command()(view)
+app.add_typer(cluster_app, name="cluster")
+app.add_typer(aws_app, name="aws")
 
 
 def main() -> None:

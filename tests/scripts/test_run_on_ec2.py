@@ -8,11 +8,16 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from aws_server import AwsServer, machine, new_machine, state_of
+from brains import SHAPE, VOXEL_UM, brain
 from cloudreg.errors import CommandFailedError
 from cloudreg.execution import progress
+from cloudreg.io import open_volume, write_volume
+from cloudreg.space import Grid
+from object_store import KEY, SECRET
 from ssh_server import SshServer, make_keys
 
 
@@ -182,13 +187,49 @@ def test_a_wrong_call_starts_nothing(legacy, machines, capsys):
     assert machine(machines.ec2, identity)["InstanceType"] == "t2.micro"
 
 
-def test_cloudreg_itself_runs_there(legacy, machines, capsys):
-    """With the Python of these tests on the machine, its own answer comes back, and its exit code for bad input."""
-    identity = new_machine(machines.ec2)
-    machines.env["PYTHONPATH"] = os.pathsep.join(sys.path)
-    run = legacy("run_colm_pipeline_ec2").on_ec2
-    key = str(machines.keys["ed25519"])
-    with pytest.raises(CommandFailedError) as caught:
-        run("run_registration_ec2", ["--nonsense"], key, identity, "t2.micro", "ubuntu", sys.executable, "accept")
-    assert caught.value.exit_code == 2
-    assert "usage: python -m cloudreg.scripts.run_registration_ec2" in capsys.readouterr().err
+@pytest.fixture
+def with_cloudreg(machines, s3_server, monkeypatch):
+    """CloudReg is on the machine, and the role of both is that of the writer of a real S3 server."""
+    for name, value in {
+        "AWS_ENDPOINT_URL_S3": s3_server.endpoint,
+        "AWS_ACCESS_KEY_ID": KEY,
+        "AWS_SECRET_ACCESS_KEY": SECRET,
+        "AWS_EC2_METADATA_DISABLED": "true",
+    }.items():
+        monkeypatch.setenv(name, value)
+        machines.env[name] = value
+    machines.env["PYTHONPATH"] = os.pathsep.join(word for word in sys.path if word)
+    return machines
+
+
+def test_a_real_registration_runs_there_from_bucket_to_bucket(legacy, with_cloudreg, capsys):
+    grid = Grid.from_spacing(SHAPE, (VOXEL_UM,) * 3)
+    template = brain()
+    z, y, x = np.indices(SHAPE)
+    labels = np.where(template > 0.3, 1 + (z > 22) + 2 * (y > 18) + 4 * (x > 20), 0).astype(np.uint32) * 70001
+    write_volume("precomputed://s3://private/ec2/average", (1000 * template).astype(np.uint16), grid)
+    write_volume("precomputed://s3://private/ec2/annotation", labels.astype(np.uint32), grid, kind="labels")
+    write_volume("precomputed://s3://private/ec2/brain", (30000 - 9000 * template).astype(np.uint16), grid)
+    identity = new_machine(with_cloudreg.ec2)
+    legacy("run_registration_ec2").run_registration(
+        str(with_cloudreg.keys["ed25519"]), identity, "r5.8xlarge", "s3://private/ec2/brain",
+        "s3://private/ec2/average", "s3://private/ec2/annotation", "PIR", "s3://private/ec2/out", "s3://private/ec2/log",
+        [0, 0, 0], [0, 0, 0], "PIR", 1.0, True, False, False, 5000.0, 3000, 400, python=sys.executable,
+    )  # fmt: skip
+    found = open_volume("precomputed://s3://private/ec2/out")
+    assert found.grid == grid and (found.read() == labels)[labels > 0].mean() > 0.9
+    assert state_of(with_cloudreg.ec2, identity) == "stopped"
+
+
+def test_bad_input_there_is_one_line_and_exit_code_two_here(legacy, with_cloudreg, capsys):
+    """The pipeline's own command line takes the words; what is wrong is the address."""
+    identity = new_machine(with_cloudreg.ec2)
+    command = ["-ssh_key_path", str(with_cloudreg.keys["rsa"]), "-instance_id", identity, "--python", sys.executable]
+    command += ["-input_s3_path", "s3://no-such-bucket/raw", "-output_s3_path", "s3://private/ec2/colm"]
+    command += ["-num_channels", "1", "-autofluorescence_channel", "0"]
+    code = legacy("run_colm_pipeline_ec2").main(command)
+    err = capsys.readouterr().err
+    assert code == 2 and "usage:" not in err, err
+    lines = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 2 and "no-such-bucket" in lines[0] and "ended with exit status 2" in lines[1], err
+    assert state_of(with_cloudreg.ec2, identity) == "stopped"

@@ -18,8 +18,8 @@ _NO_ROOM = re.compile("InsufficientInstanceCapacity|LimitExceeded")
 _WRONG_INPUT = re.compile("^Invalid|^Malformed|^NoSuch|NotFound|^Unsupported|^IncorrectInstanceState|^404$")
 
 
-def aws_client(service: str) -> Any:
-    """Return boto3's client of a service, for the credentials, region and endpoint of the standard AWS chain.
+def aws_client(service: str, region: str | None = None) -> Any:
+    """Return boto3's client of a service, for the credentials, endpoint and (if none is given) region of the AWS chain.
 
     Raises
     ------
@@ -37,7 +37,7 @@ def aws_client(service: str) -> Any:
         # Standard mode makes a request again after failures of the network and of the server, with growing waits.
         attempts = int(os.environ.get("AWS_MAX_ATTEMPTS", "8"))
         config = Config(retries={"mode": "standard", "total_max_attempts": attempts})
-        return boto3.Session().client(service, config=config)
+        return boto3.Session().client(service, region_name=region, config=config)
 
 
 @contextmanager

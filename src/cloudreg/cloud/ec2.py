@@ -6,6 +6,8 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
 from types import FrameType
 from typing import Any
 
@@ -14,6 +16,38 @@ from cloudreg.errors import CloudRegError, CloudServiceError, InputError
 from cloudreg.execution.progress import say
 
 _ENDINGS = ("SIGINT", "SIGTERM", "SIGHUP")
+
+
+@dataclass(frozen=True)
+class Instance:
+    """What AWS says of a machine."""
+
+    instance_id: str
+    name: str
+    instance_type: str
+    state: str
+    since: datetime | None
+    address: str | None
+
+
+def list_instances() -> list[Instance]:
+    """Describe all machines of the region, those that were destroyed left out."""
+    client = aws_client("ec2")
+    with explaining_aws(f"list the machines in region {client.meta.region_name}"):
+        pages = client.get_paginator("describe_instances").paginate()
+        found = [machine for page in pages for group in page["Reservations"] for machine in group["Instances"]]
+    return [
+        Instance(
+            machine["InstanceId"],
+            next((tag["Value"] for tag in machine.get("Tags", []) if tag["Key"] == "Name"), ""),
+            machine["InstanceType"],
+            machine["State"]["Name"],
+            machine.get("LaunchTime"),
+            machine.get("PublicIpAddress") or machine.get("PrivateIpAddress"),
+        )
+        for machine in found
+        if machine["State"]["Name"] != "terminated"
+    ]
 
 
 def start_instance(instance_id: str, instance_type: str | None = None) -> str:

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from itertools import islice
+from contextlib import contextmanager
+from itertools import chain, islice
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from cloudreg.errors import BlocksFailedError, InputError
+from cloudreg.errors import BlocksFailedError, InputError, ServerUnreachableError
+from cloudreg.execution.clusters import ClusterPlan, connect, read_cluster, start_cluster
 from cloudreg.execution.ledger import Ledger
 from cloudreg.execution.memory import memory_budget_bytes
-from cloudreg.execution.progress import say, track
+from cloudreg.execution.progress import track
 
 if TYPE_CHECKING:
     from distributed import Client
 
+_LOOK_EVERY_S = 5.0
+_MOST_LOSSES = 3
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -27,12 +33,13 @@ class Engine:
     Parameters
     ----------
     cluster
-        Address of a running Dask scheduler (``tcp://…``); by default threads of this process.
+        Which Dask cluster, see `cloudreg.execution.clusters`; by default threads of this process.
     workers
-        Number of threads of the local cluster; by default one a core.
+        Number of threads of the local cluster; by default one a core. Another cluster has the threads that it has.
     memory
         Bytes, or text such as ``"4GB"``, that all blocks in flight together may use; by default 60 % of what is
-        free. Stages choose their block sizes so that ``workers`` blocks fit.
+        free here, or of what the cluster's workers may use. Stages choose their block sizes so that ``workers``
+        blocks fit.
 
     Notes
     -----
@@ -46,17 +53,27 @@ class Engine:
     ) -> None:
         if workers is not None and workers < 1:
             raise InputError(f"the number of workers must be at least 1, got {workers}")
-        if cluster is not None and "://" not in cluster:
-            raise InputError(f"--cluster takes the address of a Dask scheduler, tcp://host:8786, got {cluster!r}")
         self.cluster = cluster
-        self.workers = workers or _cores()
+        self._plan = None if cluster is None else read_cluster(cluster)
+        self._workers = workers or _cores()
+        self._memory = memory
         self.memory_bytes = memory_budget_bytes(memory)
         self._client: Client | None = None
-        self._local: Any = None
+        self._owned: Any = None
+
+    @property
+    def workers(self) -> int:
+        """How many blocks run at once."""
+        return self._workers if self._plan is None else _threads(self._connect())
 
     @property
     def memory_per_block_bytes(self) -> int:
         """What one block may use so that all workers together keep to the budget."""
+        if self._plan is not None and self._memory is None:
+            workers = self._connect().scheduler_info(n_workers=-1)["workers"].values()
+            limits = [worker["memory_limit"] // worker["nthreads"] for worker in workers if worker["memory_limit"]]
+            if limits:
+                return int(0.6 * min(limits))
         return self.memory_bytes // self.workers
 
     def __enter__(self) -> Engine:
@@ -68,13 +85,13 @@ class Engine:
         self.close()
 
     def close(self) -> None:
-        """Let go of the cluster (a local one ends)."""
+        """Let go of the cluster; one that was made for this engine ends."""
         if self._client is not None:
             self._client.close()
             self._client = None
-        if self._local is not None:
-            self._local.close()
-            self._local = None
+        if self._owned is not None:
+            self._owned.close()
+            self._owned = None
 
     def run(
         self,
@@ -130,11 +147,11 @@ class Engine:
                 advance(amounts[index])
 
             advance(sum(amounts) - sum(amounts[i] for i in waiting))
-            if self.cluster is None and self.workers == 1:
+            if self._plan is None and self._workers == 1:
                 for index in waiting:
                     finish(index, *_attempt(task, items[index]))
-            elif self.cluster is None and len(waiting) <= 2 * self.workers:
-                with ThreadPoolExecutor(self.workers) as threads:
+            elif self._plan is None and len(waiting) <= 2 * self._workers:
+                with ThreadPoolExecutor(self._workers) as threads:
                     outcomes = threads.map(lambda i: _attempt(task, items[i]), waiting)
                     for index, outcome in zip(waiting, outcomes, strict=True):
                         finish(index, *outcome)
@@ -155,49 +172,89 @@ class Engine:
         finish: Callable[[int, Any, bool], None],
     ) -> None:
         from distributed import as_completed
+        from distributed.client import FutureCancelledError
 
         client = self._connect()
         # `hash=False`: the content need not be hashed, it is new each time.
         shared = client.scatter(task, broadcast=True, hash=False)
-        queue = iter(waiting)
-        # One spare block per worker hides the time between the end of a block and the start of the next.
-        in_flight = {
-            client.submit(_attempt, shared, items[i], pure=False): i for i in islice(queue, 2 * self._capacity(client))
-        }
-        completed = as_completed(list(in_flight), loop=client.loop)
-        for future in completed:
-            index = in_flight.pop(future)
-            finish(index, *future.result())
-            future.release()
-            following = next(queue, None)
-            if following is not None:
-                new = client.submit(_attempt, shared, items[following], pure=False)
-                in_flight[new] = following
-                completed.add(new)
+        queue, again = iter(waiting), deque[int]()
+        in_flight: dict[Any, tuple[int, Any]] = {}
+        losses: Counter[int] = Counter()
+        completed = as_completed(loop=client.loop)
+        # The workers of a queue come and go: now and then it is worth to look how many there are.
+        threads, looked = _threads(client), time.monotonic()
 
-    def _capacity(self, client: Client) -> int:
-        return max(1, sum(int(n) for n in client.nthreads().values()))
+        def fill() -> None:
+            # One spare block a thread hides the time between the end of a block and the start of the next.
+            wanted = max(0, 2 * threads - len(in_flight))
+            for i in islice(chain(iter(lambda: again.popleft() if again else -1, -1), queue), wanted):
+                future = client.submit(_attempt, shared, items[i], pure=False)
+                in_flight[future] = i, shared
+                completed.add(future)
+
+        fill()
+        for future in completed:
+            index, held = in_flight.pop(future)
+            try:
+                finish(index, *future.result())
+            except FutureCancelledError:
+                threads, looked = _threads(client), time.monotonic()
+                # It answers, so all workers that held the task have died at once: it is sent anew, but not for ever.
+                losses[index] += 1
+                if losses[index] > _MOST_LOSSES:
+                    finish(index, RuntimeError("the workers die with it"), True)
+                else:
+                    again.append(index)
+                if held is shared:
+                    with _reaching_cluster():
+                        client.wait_for_workers(1)
+                        shared = client.scatter(task, broadcast=True, hash=False)
+            except Exception as error:  # noqa: BLE001 - the worker died of the block, or could not begin it
+                finish(index, error, True)
+            future.release()
+            if time.monotonic() - looked > _LOOK_EVERY_S:
+                threads, looked = _threads(client), time.monotonic()
+            fill()
 
     def _connect(self) -> Client:
         if self._client is None:
-            import dask
-            from distributed import Client, LocalCluster
-
-            if self.cluster is not None:
-                self._client = Client(self.cluster, timeout=30, set_as_default=False)
-            else:
-                dask.config.set({"distributed.worker.memory.target": False, "distributed.worker.memory.spill": False})
-                self._local = LocalCluster(
-                    n_workers=1,
-                    threads_per_worker=self.workers,
-                    processes=False,
-                    dashboard_address=":0",
-                    silence_logs=50,
-                    memory_limit=0,
-                )
-                self._client = Client(self._local, set_as_default=False)
-            say(f"Dask dashboard: {self._client.dashboard_link}")
+            if isinstance(self._plan, ClusterPlan):
+                self._owned = start_cluster(self._plan)
+            elif self._plan is None:
+                self._owned = _threads_of_this_process(self._workers)
+            self._client = connect(self._plan if isinstance(self._plan, str) else self._owned)
         return self._client
+
+
+def _threads(client: Client) -> int:
+    with _reaching_cluster():
+        return max(1, sum(int(n) for n in client.nthreads().values()))
+
+
+@contextmanager
+def _reaching_cluster() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise ServerUnreachableError(
+            "the connection to the Dask cluster is lost; the finished blocks are kept: run the same command again to "
+            "go on"
+        ) from error
+
+
+def _threads_of_this_process(count: int) -> Any:
+    import dask
+    from distributed import LocalCluster
+
+    dask.config.set({"distributed.worker.memory.target": False, "distributed.worker.memory.spill": False})
+    return LocalCluster(
+        n_workers=1,
+        threads_per_worker=count,
+        processes=False,
+        dashboard_address=":0",
+        silence_logs=50,
+        memory_limit=0,
+    )
 
 
 def _cores() -> int:

@@ -7,14 +7,14 @@ import sys
 from collections.abc import Sequence
 
 from cloudreg.scripts._legacy import boolean, moved, run
+from cloudreg.scripts.registration import PARCELLATION
 from cloudreg.scripts.run_colm_pipeline_ec2 import add_machine, on_ec2
 
 moved("run_registration_ec2", "cloudreg aws run … -- register TARGET OUT")
 
 __all__ = ["run_registration"]
 
-ATLAS = "precomputed://https://open-neurodata.s3.amazonaws.com/ara_2016/sagittal_50um/average_50um"
-PARCELLATION = "precomputed://https://open-neurodata.s3.amazonaws.com/ara_2016/sagittal_10um/annotation_10um_2017"
+ATLAS = "https://open-neurodata.s3.amazonaws.com/ara_2016/sagittal_50um/average_50um"
 
 
 def run_registration(
