@@ -64,7 +64,10 @@ class AlignSettings(Settings):
 class FusionSettings(Settings):
     """Blending of the placed tiles into one volume."""
 
-    blending: Literal["cosine", "linear"] = "cosine"
+    blending: Literal["cosine", "linear", "content"] = Field(
+        "cosine", description="weights across an overlap; content: cosine, times the contrast that a tile shows there"
+    )
+    balance_exposure: bool = Field(False, description="give each tile a gain and an offset by its overlaps")
     depth: Literal["union", "intersection"] = "union"
     chunk: tuple[int, int, int] = Field((64, 128, 128), description="voxels per stored chunk, z y x")
 
