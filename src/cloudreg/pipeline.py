@@ -21,7 +21,7 @@ from cloudreg.errors import InputError
 from cloudreg.execution import Engine, Ledger, require_free_space
 from cloudreg.flatfield import estimate_shading, load_shading, save_shading
 from cloudreg.illumination import correct_volume as remove_bias
-from cloudreg.illumination import estimate_bias, save_bias
+from cloudreg.illumination import estimate_bias, estimate_bias_by_regions, save_bias
 from cloudreg.io import Volume, open_volume
 from cloudreg.run_folder import RunFolder, content_fingerprint, library_versions, open_run
 from cloudreg.settings import (
@@ -94,9 +94,16 @@ def correct_volume(
     *,
     channel: int = 0,
     bias: Path | None = None,
+    labels: Volume | None = None,
 ) -> Volume:
-    """Stage 4: find the slow illumination of a volume, optionally keep it in a folder, and write the even volume."""
-    field = estimate_bias(volume, channel, settings, engine=engine)
+    """Stage 4: find the slow illumination of a volume, optionally keep it in a folder, and write the even volume.
+
+    With the labels of a registration, what differs between regions is left to them.
+    """
+    if labels is None or settings.method == "none":
+        field = estimate_bias(volume, channel, settings, engine=engine)
+    else:
+        field = estimate_bias_by_regions(volume, channel, labels, settings, engine=engine)
     if bias is not None:
         save_bias(field, bias)
     return remove_bias(volume, field, out, settings, engine, ledger)

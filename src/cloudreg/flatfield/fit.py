@@ -95,14 +95,14 @@ def combine(mean: Witness, overlaps: Overlaps) -> NDArray[np.float64]:
         together = max(1.0, float((pulls**2).sum() / max(((weight * rest) ** 2).sum(), 1e-12)))
         variance = together * (float((weight * rest**2).sum() / weight.sum()) + 1e-12)
         weighted = design.T * (weight / variance)
-        coefficients = _average(weighted @ design + np.diag(precision), weighted @ ratio + pull, usual)
+        coefficients = evidence_average(weighted @ design + np.diag(precision), weighted @ ratio + pull, usual)
     return coefficients
 
 
-def _average(
+def evidence_average(
     normal: NDArray[np.float64], right: NDArray[np.float64], usual: list[NDArray[np.float64]]
 ) -> NDArray[np.float64]:
-    """Solve for each usual precision of the coefficients, and average the solutions by their evidence."""
+    """Solve the normal equations for each usual precision of the coefficients; average the solutions by evidence."""
     solutions, evidence = [], []
     for precision in usual:
         posterior = normal + np.diag(precision)
