@@ -52,19 +52,23 @@ def align_tiles(
     *,
     start: Path | None = None,
     steps: Path | None = None,
+    seams: Path | None = None,
 ) -> None:
     """Stage 2: measure the shifts between neighbouring tiles, place all of them, and write a TeraStitcher project.
 
     With a project to start from, the shifts in it are taken instead. With a folder for the steps, the project of each
-    of TeraStitcher's steps is written there too.
+    of TeraStitcher's steps is written there too; with a folder for the seams, how well neighbours agree then.
     """
     from cloudreg.stitching import align_in_steps, write_steps
+    from cloudreg.stitching.seams import save_seams
 
     flat = None if shading is None else load_shading(shading)
     begun = None if start is None else read_project(start)
     alignment = align_in_steps(acquisition, channel, flat, settings, engine, start=begun)
     if steps is not None:
         write_steps(alignment, steps, settings)
+    if seams is not None:
+        save_seams(acquisition, channel, flat, alignment.placed, seams, engine)
     write_project(alignment.placed, out, step="merging")
 
 
@@ -205,9 +209,11 @@ def run(raw: str | Path, out: str | Path, settings: RunSettings, engine: Engine,
                 if shade[c].needed:
                     shade_tiles(acquisition, c, here.shading(c), settings.shading, engine)
 
-        with work.stage("align", settings=settings.align, after=[shade[align_by]], outputs=[here.project]) as align:
+        placed = [here.project, here.seams]
+        with work.stage("align", settings=settings.align, after=[shade[align_by]], outputs=placed) as align:
             if align.needed:
-                align_tiles(acquisition, align_by, here.shading(align_by), here.project, settings.align, engine)
+                flat = here.shading(align_by)
+                align_tiles(acquisition, align_by, flat, here.project, settings.align, engine, seams=here.seams)
 
         for c in channels:
             with work.stage(
