@@ -274,6 +274,10 @@ def correct_volume(
     out: VolumeOut,
     channel: Channel = 0,
     voxel_size: VoxelSize = None,
+    labels: Annotated[
+        str | None,
+        typer.Option("--labels", help="Regions registered to the volume (labels_in_target): only the light is evened."),
+    ] = None,
     settings: Settings = None,
     workers: Workers = None,
     memory: Memory = None,
@@ -286,7 +290,8 @@ def correct_volume(
     chosen = _settings(settings)
     with _engine(workers, memory, cluster) as engine:
         volume = open_volume(source, voxel_size_um=voxel_size)
-        pipeline.correct_volume(volume, out, chosen.illumination, engine, channel=channel)
+        regions = None if labels is None else open_volume(labels, kind="labels")
+        pipeline.correct_volume(volume, out, chosen.illumination, engine, channel=channel, labels=regions)
 
 
 @app.command()
