@@ -190,6 +190,10 @@ def correct_tiles(
     raw: Raw,
     out: Annotated[Path, typer.Argument(help="New folder, a COLM acquisition again.")],
     channels: Channels = None,
+    shading: Annotated[
+        Path | None,
+        typer.Option("--shading", help="Known fields (shading, or shading/channel_NN, of a run); else found."),
+    ] = None,
     settings: Settings = None,
     workers: Workers = None,
     memory: Memory = None,
@@ -200,7 +204,7 @@ def correct_tiles(
 
     chosen = _settings(settings, channels=channels)
     with _engine(workers, memory, cluster) as engine:
-        commands.correct_tiles(raw, out, chosen, engine)
+        commands.correct_tiles(raw, out, chosen, engine, known=shading)
 
 
 @app.command()

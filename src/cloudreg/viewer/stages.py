@@ -247,7 +247,7 @@ def _brightness(names: Sequence[str], seams: Sequence[Seam]) -> dict[str, float]
         row[index[seam.first]], row[index[seam.second]] = -1, 1
     ratio = np.log([seam.ratio_after for seam in compared])
     weight, own = np.ones(len(compared)), np.full(len(names), 0.01)
-    solution: NDArray[np.float64] = np.zeros(len(names))
+    solution: NDArray[np.floating] = np.zeros(len(names))
     for _ in range(30):
         # Weights of one over the residual make the sum of absolute values least: few tiles are at fault, not all.
         normal = (design.T * weight) @ design + np.diag(own)
