@@ -1,4 +1,4 @@
-"""The 2021 modules, imported with their warning expected; and an S3 server."""
+"""The 2021 modules, imported with their warning expected; acquisitions, and servers to talk to."""
 
 import http.server
 import importlib
@@ -12,9 +12,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import settings
 from scipy import ndimage
 
 from cloudreg.tiles import write_colm
+
+settings.register_profile("cloudreg", deadline=None, derandomize=True, max_examples=40)
+settings.load_profile("cloudreg")
 
 
 @pytest.fixture(scope="session")
