@@ -190,6 +190,10 @@ def correct_tiles(
     raw: Raw,
     out: Annotated[Path, typer.Argument(help="New folder, a COLM acquisition again.")],
     channels: Channels = None,
+    shading: Annotated[
+        Path | None,
+        typer.Option("--shading", help="Known fields (shading, or shading/channel_NN, of a run); else found."),
+    ] = None,
     settings: Settings = None,
     workers: Workers = None,
     memory: Memory = None,
@@ -200,7 +204,7 @@ def correct_tiles(
 
     chosen = _settings(settings, channels=channels)
     with _engine(workers, memory, cluster) as engine:
-        commands.correct_tiles(raw, out, chosen, engine)
+        commands.correct_tiles(raw, out, chosen, engine, known=shading)
 
 
 @app.command()
@@ -274,6 +278,10 @@ def correct_volume(
     out: VolumeOut,
     channel: Channel = 0,
     voxel_size: VoxelSize = None,
+    labels: Annotated[
+        str | None,
+        typer.Option("--labels", help="Regions registered to the volume (labels_in_target): only the light is evened."),
+    ] = None,
     settings: Settings = None,
     workers: Workers = None,
     memory: Memory = None,
@@ -286,7 +294,8 @@ def correct_volume(
     chosen = _settings(settings)
     with _engine(workers, memory, cluster) as engine:
         volume = open_volume(source, voxel_size_um=voxel_size)
-        pipeline.correct_volume(volume, out, chosen.illumination, engine, channel=channel)
+        regions = None if labels is None else open_volume(labels, kind="labels")
+        pipeline.correct_volume(volume, out, chosen.illumination, engine, channel=channel, labels=regions)
 
 
 @app.command()

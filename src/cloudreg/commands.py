@@ -72,16 +72,25 @@ def demo(out: Path, engine: Engine, *, command: str) -> None:
     console.print(f"Look at {run.report}", soft_wrap=True)
 
 
-def correct_tiles(raw: Path, out: Path, settings: RunSettings, engine: Engine) -> None:
-    """Write an acquisition anew without background and vignetting, and the fields that were taken off beside it."""
+def correct_tiles(raw: Path, out: Path, settings: RunSettings, engine: Engine, *, known: Path | None = None) -> None:
+    """Write an acquisition anew without background and vignetting, and the fields that were taken off beside it.
+
+    The fields are found, or those of other tiles are taken: a folder of ``channel_NN``, or one field for all channels.
+    """
     acquisition = open_acquisition(raw)
     channels = _chosen(settings.channels, acquisition.channels)
+    shadings = {}
+    if known is not None:
+        one = (known / "shading.json").exists()
+        shadings = {c: load_shading(known if one else known / f"channel_{c:02d}") for c in channels}
     # The same input and settings go on where they were stopped; others must not take those planes for their own.
-    key = hashlib.sha256((acquisition.fingerprint(channels) + settings.shading.model_dump_json()).encode()).hexdigest()
-    ledger = Ledger(out.with_name(f".{out.name}.{key[:16]}.ledger"))
+    fields = [s.flat.tobytes() + str(s.background).encode() for s in shadings.values()]
+    what = (acquisition.fingerprint(channels) + settings.shading.model_dump_json()).encode() + b"".join(fields)
+    ledger = Ledger(out.with_name(f".{out.name}.{hashlib.sha256(what).hexdigest()[:16]}.ledger"))
     if not len(ledger):
         _require_new(out)
-    shadings = {c: estimate_shading(acquisition, c, settings.shading, engine) for c in channels}
+    if known is None:
+        shadings = {c: estimate_shading(acquisition, c, settings.shading, engine) for c in channels}
     take_off(acquisition, shadings, out, engine, ledger)
     for channel, shading in shadings.items():
         save_shading(shading, out / "shading" / f"channel_{channel:02d}")

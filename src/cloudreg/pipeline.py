@@ -21,7 +21,7 @@ from cloudreg.errors import InputError
 from cloudreg.execution import Engine, Ledger, require_free_space
 from cloudreg.flatfield import estimate_shading, load_shading, save_shading
 from cloudreg.illumination import correct_volume as remove_bias
-from cloudreg.illumination import estimate_bias, save_bias
+from cloudreg.illumination import estimate_bias, estimate_bias_by_regions, save_bias
 from cloudreg.io import Volume, open_volume
 from cloudreg.run_folder import RunFolder, content_fingerprint, library_versions, open_run
 from cloudreg.settings import (
@@ -52,19 +52,23 @@ def align_tiles(
     *,
     start: Path | None = None,
     steps: Path | None = None,
+    seams: Path | None = None,
 ) -> None:
     """Stage 2: measure the shifts between neighbouring tiles, place all of them, and write a TeraStitcher project.
 
     With a project to start from, the shifts in it are taken instead. With a folder for the steps, the project of each
-    of TeraStitcher's steps is written there too.
+    of TeraStitcher's steps is written there too; with a folder for the seams, how well neighbours agree then.
     """
     from cloudreg.stitching import align_in_steps, write_steps
+    from cloudreg.stitching.seams import save_seams
 
     flat = None if shading is None else load_shading(shading)
     begun = None if start is None else read_project(start)
     alignment = align_in_steps(acquisition, channel, flat, settings, engine, start=begun)
     if steps is not None:
         write_steps(alignment, steps, settings)
+    if seams is not None:
+        save_seams(acquisition, channel, flat, alignment.placed, seams, engine)
     write_project(alignment.placed, out, step="merging")
 
 
@@ -94,9 +98,16 @@ def correct_volume(
     *,
     channel: int = 0,
     bias: Path | None = None,
+    labels: Volume | None = None,
 ) -> Volume:
-    """Stage 4: find the slow illumination of a volume, optionally keep it in a folder, and write the even volume."""
-    field = estimate_bias(volume, channel, settings, engine=engine)
+    """Stage 4: find the slow illumination of a volume, optionally keep it in a folder, and write the even volume.
+
+    With the labels of a registration, what differs between regions is left to them.
+    """
+    if labels is None or settings.method == "none":
+        field = estimate_bias(volume, channel, settings, engine=engine)
+    else:
+        field = estimate_bias_by_regions(volume, channel, labels, settings, engine=engine)
     if bias is not None:
         save_bias(field, bias)
     return remove_bias(volume, field, out, settings, engine, ledger)
@@ -202,9 +213,11 @@ def run(raw: str | Path, out: str | Path, settings: RunSettings, engine: Engine,
                 if shade[c].needed:
                     shade_tiles(acquisition, c, here.shading(c), settings.shading, engine)
 
-        with work.stage("align", settings=settings.align, after=[shade[align_by]], outputs=[here.project]) as align:
+        placed = [here.project, here.seams]
+        with work.stage("align", settings=settings.align, after=[shade[align_by]], outputs=placed) as align:
             if align.needed:
-                align_tiles(acquisition, align_by, here.shading(align_by), here.project, settings.align, engine)
+                flat = here.shading(align_by)
+                align_tiles(acquisition, align_by, flat, here.project, settings.align, engine, seams=here.seams)
 
         for c in channels:
             with work.stage(

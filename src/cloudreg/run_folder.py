@@ -70,6 +70,11 @@ class RunFolder:
         return self.path / "project.xml"
 
     @property
+    def seams(self) -> Path:
+        """How well neighbouring tiles agree, before and after."""
+        return self.path / "seams"
+
+    @property
     def registration(self) -> Path:
         """The registration folder."""
         return self.path / "registration"

@@ -5,7 +5,6 @@ import os
 import pytest
 
 from aws_server import AwsServer
-from object_store import S3Server
 from ssh_server import SshServer, make_keys
 
 
@@ -48,11 +47,3 @@ def aws_server():
 def ec2(aws_server, home, monkeypatch):
     """A client of moto's EC2, which is also what this user's settings lead to."""
     return aws_server.for_user(monkeypatch)
-
-
-@pytest.fixture(scope="session")
-def s3_server(tmp_path_factory):
-    """A real S3 server, killed at the end."""
-    server = S3Server(tmp_path_factory.mktemp("s3"))
-    yield server
-    server.kill()

@@ -1,10 +1,9 @@
-"""The 2021 modules, imported with their warning expected; and an S3 server."""
+"""The 2021 modules, imported with their warning expected; acquisitions, and servers to talk to."""
 
 import http.server
 import importlib
 import json
 import math
-import os
 import threading
 import urllib.parse
 import warnings
@@ -13,10 +12,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import settings
 from scipy import ndimage
 
 from cloudreg.tiles import write_colm
-from object_store import KEY, SECRET, S3Server
+
+settings.register_profile("cloudreg", deadline=None, derandomize=True, max_examples=40)
+settings.load_profile("cloudreg")
 
 
 @pytest.fixture(scope="session")
@@ -31,26 +33,11 @@ def legacy():
     return load
 
 
-@pytest.fixture(scope="session")
-def s3_server(tmp_path_factory):
-    """A real S3 server, killed at the end."""
-    server = S3Server(tmp_path_factory.mktemp("s3"))
-    yield server
-    server.kill()
-
-
 @pytest.fixture
-def s3(s3_server, monkeypatch, tmp_path):
-    """The server as this user's one, with the right to write; nothing of the real user is looked at."""
-    for name in [n for n in os.environ if n.startswith(("AWS_", "CLOUD_"))]:
-        monkeypatch.delenv(name)
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+def s3(s3, monkeypatch):
+    """The S3 server, in a region that boto3 wants to know."""
     monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", s3_server.endpoint)
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", KEY)
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
-    return s3_server
+    return s3
 
 
 @dataclass(frozen=True)

@@ -80,15 +80,38 @@ def run(module, *words):
     )
 
 
-@pytest.mark.parametrize("module", [*sorted(CLI), "parastitcher", "paraconverter"])
-def test_modules_warn_and_explain_themselves_as_programs(module):
-    done = run(module, *(["-h"] if module in CLI else []))
-    assert f"FutureWarning: cloudreg.scripts.{module} is the interface of 2021" in done.stderr
-    if module in CLI:
-        assert done.returncode == 0
-        assert all(entry["name"] in done.stdout for entry in CLI[module])
-    else:
-        assert done.returncode == 2 and "error: expected" in done.stderr
+ALL_AS_PROGRAMS = """
+import contextlib, io, json, runpy, sys, warnings
+told = {}
+for module in sys.argv[1:]:
+    sys.argv = [module, "-h"]
+    out, err = io.StringIO(), io.StringIO()
+    shown = contextlib.redirect_stdout(out), contextlib.redirect_stderr(err)
+    with warnings.catch_warnings(record=True) as caught, shown[0], shown[1]:
+        warnings.simplefilter("always", FutureWarning)
+        try:
+            runpy.run_module(f"cloudreg.scripts.{module}", run_name="__main__", alter_sys=True)
+        except SystemExit as stop:
+            code = stop.code
+    warned = [str(w.message) for w in caught if w.category is FutureWarning]
+    told[module] = [code, out.getvalue(), err.getvalue(), warned]
+print(json.dumps(told))
+"""
+
+
+def test_modules_warn_and_explain_themselves_as_programs():
+    modules = [*sorted(CLI), "parastitcher", "paraconverter"]
+    done = subprocess.run(
+        [sys.executable, "-c", ALL_AS_PROGRAMS, *modules], capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    for module, (code, out, err, warned) in json.loads(done.stdout).items():
+        assert f"cloudreg.scripts.{module} is the interface of 2021" in warned[-1], module
+        if module in CLI:
+            assert code == 0
+            assert all(entry["name"] in out for entry in CLI[module])
+        else:
+            assert code == 2 and "error: expected" in err
 
 
 def test_planes_go_to_a_volume_and_to_a_file_by_programs(tmp_path):
@@ -117,7 +140,7 @@ WRONG = {
     "registration_accuracy -target_viz_link no -atlas_viz_link no": "a state of Neuroglancer at no",
     "colm_pipeline s3://a/b s3://a/c 2 5": "autofluorescence channel within 0 to 1",
     "registration -input_s3_path x -log_s3_path y -orientation LPS --bias_correction maybe": "expected True or False",
-    "ingest_image_stack -s3_path o -img_stack nowhere -fmt tif -voxel_size 1 1 0": "expected",
+    "ingest_image_stack -s3_path o -img_stack nowhere -fmt tif -voxel_size 1 1 0": "a voxel size is three positive",
 }
 
 

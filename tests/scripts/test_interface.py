@@ -25,7 +25,8 @@ def documented(text):
 
 
 def test_the_list_is_the_whole_documentation():
-    assert len(API) == 104 and len(MODULES) == 16
+    # 104 documented ones, and the entry points of two modules that the documentation only names.
+    assert len(API) == 106 and len(MODULES) == 16
 
 
 @pytest.mark.parametrize("name", sorted(API))
@@ -51,21 +52,31 @@ def test_signatures_are_the_documented_ones(legacy, name):
         assert parameter.default is not inspect.Parameter.empty, parameter
 
 
-@pytest.mark.parametrize("module", MODULES)
-def test_a_module_warns_once_with_the_new_way_and_loads_nothing_heavy(module):
-    code = (
-        "import warnings, sys\n"
-        "with warnings.catch_warnings(record=True) as caught:\n"
-        "    warnings.simplefilter('always')\n"
-        f"    import cloudreg.scripts.{module}\n"
-        "future = [str(w.message) for w in caught if w.category is FutureWarning]\n"
-        f"assert len(future) == 1, future\n"
-        f"assert 'cloudreg.scripts.{module} ' in future[0] and ': use ' in future[0], future\n"
-        f"loaded = [m for m in {HEAVY} if m in sys.modules]\n"
-        "assert not loaded, loaded\n"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+IMPORTS = """
+import importlib, json, sys, warnings
+told = {}
+for module in sys.argv[2:]:
+    for name in [n for n in sys.modules if n.startswith("cloudreg.scripts")]:
+        del sys.modules[name]
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        importlib.import_module(f"cloudreg.scripts.{module}")
+    loaded = [name for name in sys.argv[1].split() if name in sys.modules]
+    told[module] = [[str(w.message) for w in caught if w.category is FutureWarning], loaded]
+print(json.dumps(told))
+"""
+
+
+def test_a_module_warns_once_with_the_new_way_and_loads_nothing_heavy():
+    words = [sys.executable, "-c", IMPORTS, " ".join(HEAVY), *MODULES]
+    done = subprocess.run(words, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    assert sorted(told) == MODULES
+    for module, (warned, loaded) in told.items():
+        assert len(warned) == 1, (module, warned)
+        assert f"cloudreg.scripts.{module} " in warned[0] and ": use " in warned[0]
+        assert not loaded, (module, loaded)
 
 
 def test_nothing_new_imports_the_old_interface():

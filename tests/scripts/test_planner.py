@@ -4,14 +4,11 @@ import doctest
 import math
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from cloudreg.errors import InputError
 from cloudreg.scripts import _planner as planner
-
-settings.register_profile("cloudreg", deadline=None, derandomize=True, max_examples=60)
-settings.load_profile("cloudreg")
 
 LENGTH = st.integers(1, 20000)
 ROUGH = st.integers(1, 500)

@@ -1,6 +1,7 @@
 """Registration as in 2021: the affine of Neuroglancer, a whole registration, and landmarks."""
 
 import json
+import shutil
 import urllib.parse
 
 import numpy as np
@@ -141,7 +142,12 @@ def run(registration, folder, out, **changes):
 @pytest.fixture(scope="module")
 def registered(legacy, volumes, tmp_path_factory):
     out = tmp_path_factory.mktemp("out")
-    run(legacy("registration"), volumes[0], out)
+    changes = {"output_local_path": str(out / "kept")}
+    run(legacy("registration"), volumes[0], out, output_s3_path=None, log_s3_path=None, **changes)
+    # The same call goes on from what is kept, and carries it where it is wanted.
+    before = (out / "kept" / "registration_of_brain" / "affine.txt").stat().st_mtime_ns
+    run(legacy("registration"), volumes[0], out, **changes)
+    assert (out / "kept" / "registration_of_brain" / "affine.txt").stat().st_mtime_ns == before
     return out
 
 
@@ -165,9 +171,14 @@ def test_everything_is_kept_in_the_log(registered):
 
 
 def test_results_are_not_written_over(registration, volumes, registered, tmp_path):
-    with pytest.raises(InputError, match=r"expected nothing at .*regions_in_brain, got files"):
+    with pytest.raises(InputError, match=r"expected nothing at .*regions_in_brain, got a finished volume"):
         run(registration, volumes[0], registered)
-    assert not any(tmp_path.iterdir())
+    with pytest.raises(InputError, match=r"expected no registration at .*log, got another one"):
+        run(registration, volumes[0], registered, output_s3_path=None, num_iterations=19)
+    kept = tmp_path / "home"
+    shutil.copytree(registered / "log", kept / "registration_of_brain")
+    with pytest.raises(InputError, match="holds another registration"):
+        run(registration, volumes[0], tmp_path / "new", num_iterations=19, output_local_path=str(kept))
 
 
 def test_a_given_rotation_makes_up_for_wrong_letters(registration, volumes, tmp_path):

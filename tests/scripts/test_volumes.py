@@ -97,9 +97,15 @@ class TestCreate:
         folder = write_planes(tmp_path / "in")
         with pytest.raises(InputError, match=r"expected \.png files in"):
             create.create_precomputed_volume(str(folder), [1, 1, 1], f"{tmp_path}/out", extension="png")
-        (folder / "z0.tif").write_bytes(b"nothing")
-        with pytest.raises(InputError, match=r"expected a picture at .*z0\.tif"):
+        (folder / "z3.tif").write_bytes(b"nothing")
+        with pytest.raises(InputError, match=r"z3\.tif"):
             create.create_precomputed_volume(str(folder), [1, 1, 1], f"{tmp_path}/out")
+        with pytest.raises(InputError, match=r"expected a picture at .*z3\.tif"):
+            create.get_image_dims([str(folder / "z3.tif")])
+        pictures = write_planes(tmp_path / "pictures", ending="png")
+        imagecodecs.imwrite(pictures / "z5.png", PLANES[5][:9])
+        with pytest.raises(InputError, match=r"expected planes of \(20, 30\) uint16 .* in .*z5\.png"):
+            create.create_precomputed_volume(str(pictures), [1, 1, 1], f"{tmp_path}/out", extension="png")
 
     def test_isotropic_and_compressed_on_demand(self, create, tmp_path):
         folder = write_planes(tmp_path / "in", np.tile(np.arange(30, dtype=np.uint16) * 100, (8, 20, 1)))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from brains import SHAPE, VOXEL_UM, brain, displacement_field, true_map
-from cloudreg.io import open_volume, write_volume
+from cloudreg.io import open_volume, remove_volume, write_volume
 from cloudreg.io.objects import list_files, read_json
 from cloudreg.space import Grid
 from cloudreg.tiles import write_colm
@@ -79,7 +79,19 @@ def test_from_raw_tiles_in_a_bucket_to_a_link(legacy, scan, put, s3, state_serve
             "s3://private/experiment", "s3://private/results", channel, 0,
             str(tmp_path / "ssd1"), str(tmp_path / "ssd2"), log_s3_path="s3://private/log",
         )  # fmt: skip
+    planes = sorted((tmp_path / "ssd2").rglob("*.tif"))
+    times = [plane.stat().st_mtime_ns for plane in planes]
     stitched = open_volume("precomputed://s3://private/results/0")
+    # The same call goes on where it was stopped, and does nothing of what is done.
+    even = stitched.read()
+    remove_volume("precomputed://s3://private/results/0")
+    for _ in range(2):
+        legacy("colm_pipeline").colm_pipeline(
+            "s3://private/experiment", "s3://private/results", 0, 0,
+            str(tmp_path / "ssd1"), str(tmp_path / "ssd2"), log_s3_path="s3://private/log",
+        )  # fmt: skip
+    np.testing.assert_array_equal(open_volume("precomputed://s3://private/results/0").read(), even)
+    assert [plane.stat().st_mtime_ns for plane in planes] == times and len(planes) > 2 * PLANES
     assert stitched.grid.voxel_size_um == (STEP_UM, PIXEL_UM, PIXEL_UM)
     assert open_volume("precomputed://s3://private/results/1").grid == stitched.grid
     assert {"xml_merging.xml", "shading/channel_00/flat.tif"} <= set(list_files("s3://private/log"))
@@ -87,7 +99,7 @@ def test_from_raw_tiles_in_a_bucket_to_a_link(legacy, scan, put, s3, state_serve
     legacy("registration").register(
         "s3://private/results/0", "s3://private/atlas/average", "s3://private/atlas/annotation", "PIR",
         "s3://private/results/atlas_to_brain", "s3://private/log/registration", "PIR",
-        1.0, [0, 0, 0], [0, 0, 0], True, False, True, 5000.0, 3000, 200,
+        1.0, [0, 0, 0], [0, 0, 0], True, False, False, 5000.0, 3000, 200,
     )  # fmt: skip
     found = open_volume("precomputed://s3://private/results/atlas_to_brain")
     assert found.grid.shape == stitched.grid.shape and found.kind == "labels"

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
+from cloudreg.flatfield import Shading, save_shading
 from cloudreg.io import open_volume
-from cloudreg.tiles import read_project, write_colm
+from cloudreg.tiles import open_acquisition, read_project, write_colm
 
 TRUTH = {(0, 0): (0, 0, 0), (0, 1): (2, -3, 94), (1, 0): (-1, 99, 4), (1, 1): (1, 95, 101)}
 
@@ -74,3 +75,19 @@ def test_one_channels_alignment_serves_the_other(cloudreg, refused, raw, tmp_pat
     line = refused("align", raw, tmp_path / "c.xml", "--reuse", tmp_path / "a.xml", "--steps", tmp_path / "s")
     assert "expected --reuse alone" in line
     assert not (tmp_path / "c.xml").exists()
+
+
+def test_a_known_field_is_taken_off_new_tiles(cloudreg, refused, raw, tmp_path):
+    flat = np.linspace(0.5, 1.5, 128, dtype=np.float32)[None].repeat(128, 0)
+    save_shading(Shading(flat, 20.0), tmp_path / "field")
+    code, _, err = cloudreg("correct-tiles", raw, tmp_path / "even", "--shading", tmp_path / "field")
+    assert code == 0, err
+    before, after = open_acquisition(raw), open_acquisition(tmp_path / "even")
+    for channel in (0, 1):
+        seen = before.read(before.tiles[1], channel, 5, 6)[0].astype(float)
+        expected = np.rint(np.maximum(seen - 20, 0) / flat)
+        np.testing.assert_array_equal(after.read(after.tiles[1], channel, 5, 6)[0], expected)
+    again = tmp_path / "again"
+    assert cloudreg("correct-tiles", raw, again, "--shading", tmp_path / "even/shading", "--channels", "1")[0] == 0
+    assert "expected a flat field in" in refused("correct-tiles", raw, tmp_path / "x", "--shading", tmp_path)
+    assert not (tmp_path / "x").exists()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from cloudreg.errors import InputError
 from cloudreg.io.dtypes import held_dtype
 from cloudreg.io.lengths import checked_voxel_size
-from cloudreg.io.tiff import natural_order
+from cloudreg.io.tiff import TIFF_SUFFIXES, natural_order, read_tiff_series
 from cloudreg.io.volume import Volume
 from cloudreg.space import Box, Grid
 
@@ -55,7 +55,7 @@ def open_image_series(folder: Path, extension: str, voxel_size_um: Sequence[floa
     Raises
     ------
     InputError
-        If there is no such file, or the first is no picture. Other files are looked at when they are read.
+        If there is no such file, or one is no picture; files other than TIFF are looked at when they are read.
     """
     ending = "." + extension.lower().lstrip(".")
     if not folder.is_dir():
@@ -65,6 +65,11 @@ def open_image_series(folder: Path, extension: str, voxel_size_um: Sequence[floa
     files = natural_order(p for p in folder.iterdir() if p.name.lower().endswith(ending) and p.name[0] != ".")
     if not files:
         raise InputError(f"expected {ending} files in {folder}, got none: check the extension")
+    size = checked_voxel_size(voxel_size_um, str(folder))
+    if ending in TIFF_SUFFIXES:
+        # Of uncompressed planes, only the rows asked for are read.
+        series = read_tiff_series(folder, ignore_scale=True, endings=(ending,))
+        return replace(series, levels=(Grid.from_spacing(series.grid.shape, size),))
     first = read_image(files[0])
     dtype = held_dtype(first.dtype, str(files[0]))
     return Volume(
@@ -73,7 +78,7 @@ def open_image_series(folder: Path, extension: str, voxel_size_um: Sequence[floa
         kind="image",
         dtype=dtype,
         channels=1,
-        levels=(Grid.from_spacing((len(files), *first.shape), checked_voxel_size(voxel_size_um, str(folder))),),
+        levels=(Grid.from_spacing((len(files), *first.shape), size),),
         chunk=(1, *first.shape),
         source=_Series(tuple(files), first.shape, dtype),
     )

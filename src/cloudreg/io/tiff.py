@@ -144,12 +144,21 @@ def read_tiff(file: Path, *, ignore_scale: bool) -> Volume:
     return _volume(str(file), "tiff", layout.dtype, channels, shape, size, TiffFile(file, layout))
 
 
-def read_tiff_series(folder: Path, *, ignore_scale: bool) -> Volume:
+def read_tiff_series(folder: Path, *, ignore_scale: bool, endings: tuple[str, ...] = TIFF_SUFFIXES) -> Volume:
     """Describe a folder of 2D TIFF files, one a plane, in natural order of their names.
 
     Every file's header is read, so that a bad file is named before hours of work and not after.
+
+    Parameters
+    ----------
+    folder
+        Files of other endings are not looked at.
+    ignore_scale
+        Don't read voxel sizes.
+    endings
+        Of the planes' names, in small letters.
     """
-    files = natural_order(p for p in folder.iterdir() if p.name.lower().endswith(TIFF_SUFFIXES) and p.name[0] != ".")
+    files = natural_order(p for p in folder.iterdir() if p.name.lower().endswith(endings) and p.name[0] != ".")
     if not files:
         raise InputError(f"expected a volume or a folder of TIFF planes at {folder}, got a folder of neither")
     layouts: list[_Layout] = []

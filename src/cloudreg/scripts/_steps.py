@@ -117,11 +117,10 @@ def convert(params: Sequence[str], engine: Engine) -> list[Path]:
     stitched = out / f".stitched.{key.hexdigest()[:16]}.ome.zarr"
     ledgers = [out / f".{key.hexdigest()[:16]}.{name}.ledger" for name in ("fuse", "planes")]
     volume = _volume(source, stitched, engine, Ledger(ledgers[0]))
-    unit = 2**most
     if form == "series":
-        boxes = blocks_within(
-            volume.grid.shape, (unit, unit, unit), 3 * volume.dtype.itemsize, engine.memory_per_block_bytes
-        )
+        # Whole chunks, so that none is read twice, and whole voxels of the coarsest resolution.
+        unit = [-(-n // 2**most) * 2**most for n in volume.chunk]
+        boxes = blocks_within(volume.grid.shape, unit, 3 * volume.dtype.itemsize, engine.memory_per_block_bytes)
     else:
         boxes = _planned(volume.grid.shape, (wb1, wb2, wb3), most)
     folders = write_terafly(volume, out, boxes, form=form, levels=levels, engine=engine, ledger=Ledger(ledgers[1]))

@@ -7,9 +7,8 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from cloudreg.errors import InputError
 from cloudreg.execution import Engine
-from cloudreg.io.objects import is_remote, list_files
+from cloudreg.io.objects import is_remote
 from cloudreg.scripts._s3url import S3Url
 
 _TOGETHER = 64
@@ -32,19 +31,6 @@ def store_file(file: Path, place: str) -> None:
     else:
         Path(place).mkdir(parents=True, exist_ok=True)
         shutil.copyfile(file, Path(place) / file.name)
-
-
-def require_new(place: str) -> None:
-    """Refuse a folder, here or in a bucket, that holds something."""
-    plain = place.removeprefix("precomputed://").rstrip("/")
-    local = Path(plain)
-    holds = any(list_files(plain)) if is_remote(plain) else local.exists() and not _empty(local)
-    if holds:
-        raise InputError(f"expected nothing at {plain}, got files: choose a new place or remove them")
-
-
-def _empty(folder: Path) -> bool:
-    return folder.is_dir() and not any(folder.iterdir())
 
 
 def _upload(folder: Path, place: S3Url, names: Sequence[str]) -> None:

@@ -18,9 +18,12 @@ from cloudreg.errors import InputError
 from cloudreg.execution import Engine
 from cloudreg.illumination import estimate_bias, evened, find_stripes
 from cloudreg.io import Volume, convert, open_volume
+from cloudreg.io.objects import plain_address, read_json
+from cloudreg.registration import open_registration
+from cloudreg.registration.folder import MANIFEST
 from cloudreg.scripts._legacy import axis_letters, boolean, moved, precomputed, run, text_or_none, three
 from cloudreg.scripts._precomputed import finest_scale
-from cloudreg.scripts._storage import require_new, store
+from cloudreg.scripts._storage import store
 from cloudreg.settings import IlluminationSettings, RegistrationSettings, override
 from cloudreg.space import axes_between
 from cloudreg.viewer import write_registration_report
@@ -117,39 +120,64 @@ def register(
     registration_resolution
         Finest voxel size of the fit, micrometres.
     output_local_path
-        Where the registration folder is kept on this machine; by default nowhere.
+        Where the registration folder is kept on this machine; by default nowhere. The same call takes up one that is
+        there.
     """
+    given = dict(locals())
     settings = _settings(missing_data_correction, regularization, num_iterations, registration_resolution)
-    for place in (output_s3_path, log_s3_path):
-        if place:
-            require_new(place)
+    command = "cloudreg.scripts.registration " + " ".join(
+        f"{name}={value}"
+        for name, value in given.items()
+        if name not in ("output_s3_path", "log_s3_path", "output_local_path")
+    )
+    _require_new(output_s3_path, log_s3_path, command)
+    letters = axis_letters(atlas_orientation)
+    axes_between(axis_letters(orientation), letters)
     with tempfile.TemporaryDirectory(prefix="cloudreg-registration-") as temporary, Engine() as engine:
         home = Path(temporary) if output_local_path is None else Path(output_local_path).expanduser()
         folder = home / f"registration_of_{Path(input_s3_path.rstrip('/')).name}"
-        if folder.exists():
-            raise InputError(f"{folder} exists already: choose another place, or remove it first")
         home.mkdir(parents=True, exist_ok=True)
         target = open_volume(precomputed(input_s3_path), orientation=axis_letters(orientation))
-        letters = axis_letters(atlas_orientation)
-        axes_between(axis_letters(orientation), letters)
-        atlas = load_atlas(
-            template=precomputed(atlas_s3_path), labels=precomputed(parcellation_s3_path), orientation=letters
-        )
-        start = _start(atlas, target, translation, rotation, (atlas_orientation, orientation), fixed_scale)
-        even = target
-        if grid_correction:
-            even = evened(even, [find_stripes(even, engine=engine)])
-        if bias_correction:
-            even = evened(even, [estimate_bias(even, 0, IlluminationSettings(), engine=engine)])
-        pipeline.register_to_atlas(
-            even, atlas, folder, settings, engine, initial_affine=start, command="cloudreg.scripts.registration"
-        )
+        if not _is_done(folder, command):
+            atlas = load_atlas(
+                template=precomputed(atlas_s3_path), labels=precomputed(parcellation_s3_path), orientation=letters
+            )
+            start = _start(atlas, target, translation, rotation, (atlas_orientation, orientation), fixed_scale)
+            even = target
+            if grid_correction:
+                even = evened(even, [find_stripes(even, engine=engine)])
+            if bias_correction:
+                even = evened(even, [estimate_bias(even, 0, IlluminationSettings(), engine=engine)])
+            pipeline.register_to_atlas(even, atlas, folder, settings, engine, initial_affine=start, command=command)
         pipeline.measure_regions(folder, {"input": target}, folder / "regions.csv", engine)
         write_registration_report(folder)
         if output_s3_path:
             convert(folder / "labels_in_target.ome.zarr", precomputed(output_s3_path), engine=engine)
         if log_s3_path:
             store(folder, log_s3_path, engine)
+
+
+def _require_new(output: str | None, log: str | None, command: str) -> None:
+    """Refuse places that hold a finished volume, or another registration; what a stopped call left is taken up."""
+    if output:
+        try:
+            found = open_volume(precomputed(output)).path
+        except InputError:
+            pass
+        else:
+            raise InputError(f"expected nothing at {output}, got a finished volume, {found}: choose a new place")
+    manifest = read_json(plain_address(log), MANIFEST) if log else None
+    if manifest is not None and manifest.get("settings", {}).get("command") != command:
+        raise InputError(f"expected no registration at {log}, got another one: choose a new place or remove it")
+
+
+def _is_done(folder: Path, command: str) -> bool:
+    """Whether a folder holds the result of the very same call."""
+    if not folder.exists():
+        return False
+    if open_registration(folder).manifest["settings"]["command"] != command:
+        raise InputError(f"{folder} holds another registration: choose another place, or remove it first")
+    return True
 
 
 def _settings(missing: bool, regularization: float, iterations: int, resolution: float) -> RegistrationSettings:

@@ -18,7 +18,7 @@ from cloudreg.io.credentials import S3Access
 from cloudreg.scripts._legacy import moved, precomputed
 from cloudreg.scripts._s3url import S3Url
 
-moved("visualization", "cloudreg.viewer, and any Neuroglancer on the volumes' addresses")
+moved("visualization", "cloudreg view")
 
 __all__ = ["S3Url", "create_viz_link", "get_layer_json", "get_neuroglancer_json", "get_output_dimensions_json"]
 

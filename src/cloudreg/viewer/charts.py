@@ -15,6 +15,7 @@ from cloudreg.viewer.pictures import Picture
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 INK, MUTED, LINE = "#1c2430", "#667085", "#dfe3e8"
 ACCENT, WARM, COOL = "#0b7285", "#e8590c", "#748ffc"
@@ -42,6 +43,13 @@ _STYLE: dict[str, Any] = {
 @contextmanager
 def _chart(charts: list[Picture], caption: str, width: float, height: float) -> Iterator[Axes]:
     """Give axes to draw on; append the finished chart."""
+    with _figure(charts, caption, width, height) as figure:
+        yield figure.subplots()
+
+
+@contextmanager
+def _figure(charts: list[Picture], caption: str, width: float, height: float) -> Iterator[Figure]:
+    """Give a figure to draw on; append the finished chart."""
     import matplotlib as mpl
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
@@ -49,8 +57,7 @@ def _chart(charts: list[Picture], caption: str, width: float, height: float) -> 
     with mpl.rc_context(_STYLE):
         figure = Figure(figsize=(width, height), layout="constrained")
         FigureCanvasSVG(figure)
-        axes = figure.subplots()
-        yield axes
+        yield figure
         text = StringIO()
         figure.savefig(text, format="svg", transparent=True, metadata={"Date": None})
     encoded = base64.b64encode(text.getvalue().encode()).decode()
@@ -147,4 +154,102 @@ def lines(
         axes.set_ylabel(y)
         if len(series) > 1:
             axes.legend()
+    return charts[0]
+
+
+def seam_map(
+    corners_um: NDArray[np.float64],
+    size_um: tuple[float, float],
+    seams: Sequence[tuple[int, int, float, float]],
+    caption: str,
+) -> Picture:
+    """Draw each seam of the grid in the colour of its correlation, before and after.
+
+    Parameters
+    ----------
+    corners_um
+        (n, 2): first row and column of each tile.
+    size_um
+        Height and width of a tile.
+    seams
+        First tile, second tile, correlation before, and after (NaN where nothing was compared).
+    caption
+        Line under the chart.
+    """
+    from matplotlib import colormaps
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import Normalize
+    from matplotlib.patches import Rectangle
+
+    height, width = size_um
+    charts: list[Picture] = []
+    with _figure(charts, caption, 10.4, 3.9) as figure:
+        panels = figure.subplots(1, 2, sharex=True, sharey=True)
+        for panel, title, column in zip(panels, ("as the stage placed them", "placed and evened"), (2, 3), strict=True):
+            for top, left in corners_um:
+                panel.add_patch(Rectangle((left, top), width, height, facecolor="#0b728508", edgecolor=LINE))
+            for seam in seams:
+                middle = (corners_um[seam[0]] + corners_um[seam[1]] + size_um) / 2
+                across = np.abs(corners_um[seam[1]] - corners_um[seam[0]])
+                # A seam between left and right is upright.
+                reach = np.array([0.38 * height, 0]) if across[1] > across[0] else np.array([0, 0.38 * width])
+                value = seam[column]
+                colour = colormaps["RdYlGn"](np.clip(value, 0, 1)) if np.isfinite(value) else LINE
+                ends = np.stack([middle - reach, middle + reach])
+                panel.plot(ends[:, 1], ends[:, 0], color=colour, linewidth=5, solid_capstyle="butt")
+            panel.set_xlim(corners_um[:, 1].min() - 0.05 * width, corners_um[:, 1].max() + 1.05 * width)
+            panel.set_ylim(corners_um[:, 0].max() + 1.05 * height, corners_um[:, 0].min() - 0.05 * height)
+            panel.set_aspect("equal")
+            panel.grid(visible=False)
+            panel.set_title(title)
+        bar = figure.colorbar(ScalarMappable(Normalize(0, 1), "RdYlGn"), ax=list(panels), shrink=0.8, pad=0.02)
+        bar.outline.set_visible(False)
+        bar.set_label("correlation across the seam")
+    return charts[0]
+
+
+def residual_map(
+    corners_um: NDArray[np.float64],
+    size_um: tuple[float, float],
+    residuals: Sequence[tuple[int, int, NDArray[np.float64]]],
+    caption: str,
+) -> Picture:
+    """Draw on the grid how far the placement is from each measured shift: an arrow in the plane, a number in 3D.
+
+    Parameters
+    ----------
+    corners_um, size_um
+        As for `seam_map`.
+    residuals
+        First tile, second tile, and the residual (z, y, x) in pixels.
+    caption
+        Line under the chart.
+    """
+    from matplotlib.patches import Rectangle
+
+    height, width = size_um
+    lengths = np.array([np.linalg.norm(r) for *_, r in residuals])
+    # The longest arrow is a third of a tile.
+    scale = 0.33 * min(height, width) / max(float(lengths.max(initial=0.0)), 0.5)
+    charts: list[Picture] = []
+    with _chart(charts, caption, 5.6, 4.0) as axes:
+        for top, left in corners_um:
+            axes.add_patch(Rectangle((left, top), width, height, facecolor="none", edgecolor=LINE, linewidth=0.7))
+        for (first, second, residual), length in zip(residuals, lengths, strict=True):
+            y, x = (corners_um[first] + corners_um[second] + size_um) / 2
+            colour = WARM if length > 2 else ACCENT
+            axes.annotate(
+                "",
+                (x + scale * residual[2], y + scale * residual[1]),
+                (x, y),
+                arrowprops={"arrowstyle": "-|>", "color": colour, "linewidth": 1.4, "shrinkA": 0, "shrinkB": 0},
+            )
+            if len(residuals) <= 120:
+                axes.text(x, y - 0.04 * height, f"{length:.2f}", ha="center", color=colour, fontsize=6)
+        axes.set_xlim(corners_um[:, 1].min() - 0.05 * width, corners_um[:, 1].max() + 1.05 * width)
+        axes.set_ylim(corners_um[:, 0].max() + 1.05 * height, corners_um[:, 0].min() - 0.05 * height)
+        axes.set_aspect("equal")
+        axes.grid(visible=False)
+        axes.set_xlabel("columns, µm")
+        axes.set_ylabel("rows, µm")
     return charts[0]

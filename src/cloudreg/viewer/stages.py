@@ -9,14 +9,23 @@ from typing import Any
 
 import numpy as np
 import yaml
+from numpy.typing import NDArray
 
 from cloudreg.flatfield import load_shading
 from cloudreg.io import open_volume
 from cloudreg.run_folder import RunFolder
+from cloudreg.stitching.seams import Seam, load_seams
 from cloudreg.tiles import Displacement, Project, ProjectTile, read_project
-from cloudreg.viewer.charts import histogram, lines, tile_layout
+from cloudreg.viewer.charts import histogram, lines, residual_map, seam_map, tile_layout
 from cloudreg.viewer.page import Fact, Part, Section
-from cloudreg.viewer.pictures import coloured, encode, middle_planes, shrink
+from cloudreg.viewer.pictures import coloured, encode, grey, middle_planes, shrink
+
+# A residual, in pixels, a fall of a seam's correlation, and a difference of brightness (as a logarithm) that deserve a
+# look; brightness is compared where the correlation says that both show the same.
+_FAR_PX = 3.0
+_WORSE = 0.1
+_UNEVEN = 0.15
+_ALIKE = 0.5
 
 
 def run_facts(folder: RunFolder, manifest: Mapping[str, Any]) -> list[Fact]:
@@ -56,6 +65,8 @@ def run_sections(folder: RunFolder, manifest: Mapping[str, Any]) -> list[Section
         sections.append(_shading_section(folder, shaded))
     if folder.project.exists():
         sections.append(_alignment_section(read_project(folder.project)))
+    if (folder.seams / "seams.csv").exists() and folder.project.exists():
+        sections.append(seam_section(read_project(folder.project), folder.seams))
     stitched = [c for c in _channels(manifest, "correct") if folder.corrected(c).exists()]
     if stitched:
         sections.append(_volume_section(folder, stitched))
@@ -145,6 +156,106 @@ def _alignment_section(project: Project) -> Section:
         "bright, and the placement agree with them to a fraction of a pixel.",
         [Part("charts", pictures=[layout]), Part("charts", pictures=charts)],
     )
+
+
+def seam_section(project: Project, folder: Path) -> Section:
+    """Return how well neighbours agree before and after, and the tiles that look wrong."""
+    seams, before, after = load_seams(folder)
+    tiles = [tile for tile in project.tiles if tile.name]
+    index = {tile.name: i for i, tile in enumerate(tiles)}
+    corners = np.array([tile.position_px for tile in tiles]) * np.asarray(project.voxel_size_um)
+    pairs = [(index[s.first], index[s.second], s.correlation_before, s.correlation_after) for s in seams]
+    number = {(tile.row, tile.column): i for i, tile in enumerate(tiles)}
+    residuals = [
+        (first, second, np.subtract(tiles[second].position_px, tiles[first].position_px) - [a.px for a in link.axes])
+        for first, second, link in _links(tiles, number)
+        if any(axis.peak > 0 for axis in link.axes)
+    ]
+    size = _tile_size_um(project, tiles)
+    charts = [
+        seam_map(corners[:, 1:], size, pairs, "Each seam in the colour of its correlation; grey: nothing to compare."),
+        residual_map(
+            corners[:, 1:], size, residuals, "How far the placement is from each measured shift, in pixels; arrows y x."
+        ),
+    ]
+    pictures = []
+    for picture, name in ((before, "raw, as the stage placed the tiles"), (after, "evened and placed, unblended")):
+        seen = picture[picture > 0]
+        window = (float(np.percentile(seen, 1)), float(np.percentile(seen, 99.7))) if seen.size else (0.0, 1.0)
+        pictures.append(encode(grey(picture, (window[0], max(window[1], window[0] + 1e-3))), f"middle plane, {name}"))
+    parts = [
+        Part("charts", pictures=charts[:1]),
+        Part("charts", pictures=charts[1:]),
+        Part("pictures", title="The tiles laid over each other", pictures=pictures),
+    ]
+    suspects = suspicious_tiles(project, seams)
+    lead = "Seams should be green after placement, and the second picture show no edges of tiles. "
+    lead += f"{len(suspects)} of {len(tiles)} tiles deserve a look." if suspects else "No tile looks wrong."
+    if suspects:
+        rows = [("tile", "what looks wrong"), *((name, "; ".join(why)) for name, why in suspects.items())]
+        parts.insert(0, Part("table", title="Tiles to look at", rows=rows))
+    return Section("seams", "Seams", lead, parts)
+
+
+def suspicious_tiles(project: Project, seams: Sequence[Seam]) -> dict[str, list[str]]:
+    """Return the names of the tiles that look wrong, with the reasons.
+
+    A tile does that no link holds, that lost planes, that its neighbours contradict, whose seams are worse than
+    before, or that is brighter or darker than its neighbours.
+    """
+    tiles = [tile for tile in project.tiles if tile.name]
+    number = {(tile.row, tile.column): i for i, tile in enumerate(tiles)}
+    reasons: dict[str, list[str]] = {tile.name: [] for tile in tiles}
+    held = set()
+    for first, second, link in _links(tiles, number):
+        if not any(axis.peak > 0 for axis in link.axes):
+            continue
+        held |= {first, second}
+        off = np.subtract(tiles[second].position_px, tiles[first].position_px) - [axis.px for axis in link.axes]
+        distance = float(np.linalg.norm(off))
+        if distance > _FAR_PX:
+            for one, other in ((first, second), (second, first)):
+                reasons[tiles[one].name].append(f"{distance:.1f} px from where {tiles[other].name} says it lies")
+    for i, tile in enumerate(tiles):
+        if i not in held and len(tiles) > 1:
+            reasons[tile.name].append("no overlap with texture: placed by the stage")
+        lost = 0 if tile.planes is None else project.slices - sum(stop - start for start, stop in tile.planes)
+        if lost:
+            reasons[tile.name].append(f"{lost} of {project.slices} planes lost")
+    for seam in seams:
+        if seam.correlation_before - seam.correlation_after > _WORSE:
+            text = (
+                f"correlation fell from {seam.correlation_before:.2f} to {seam.correlation_after:.2f} at the seam with"
+            )
+            reasons[seam.first].append(f"{text} {seam.second}")
+            reasons[seam.second].append(f"{text} {seam.first}")
+    for name, log in _brightness(list(reasons), seams).items():
+        if abs(log) > _UNEVEN:
+            percent = 100 * (np.exp(log) - 1)
+            reasons[name].append(f"{abs(percent):.0f} % {'brighter' if percent > 0 else 'darker'} than the other tiles")
+    return {name: why for name, why in reasons.items() if why}
+
+
+def _brightness(names: Sequence[str], seams: Sequence[Seam]) -> dict[str, float]:
+    """Return each tile's brightness as a logarithm, 0 for most, such that few seams are contradicted."""
+    index = {name: i for i, name in enumerate(names)}
+    compared = [s for s in seams if s.ratio_after > 0 and s.correlation_after > _ALIKE]
+    if not compared:
+        return {}
+    design = np.zeros((len(compared), len(names)))
+    for row, seam in zip(design, compared, strict=True):
+        row[index[seam.first]], row[index[seam.second]] = -1, 1
+    ratio = np.log([seam.ratio_after for seam in compared])
+    weight, own = np.ones(len(compared)), np.full(len(names), 0.01)
+    solution: NDArray[np.floating] = np.zeros(len(names))
+    for _ in range(30):
+        # Weights of one over the residual make the sum of absolute values least: few tiles are at fault, not all.
+        normal = (design.T * weight) @ design + np.diag(own)
+        solution = np.linalg.solve(normal, (design.T * weight) @ ratio)
+        solution -= np.median(solution)
+        weight = np.asarray(1 / (np.abs(ratio - design @ solution) + 0.01))
+        own = np.asarray(0.1 / (np.abs(solution) + 0.01))
+    return dict(zip(names, solution.tolist(), strict=True))
 
 
 def _volume_section(folder: RunFolder, channels: Sequence[int]) -> Section:
