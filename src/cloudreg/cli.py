@@ -188,6 +188,9 @@ def correct_tiles(
         Path | None,
         typer.Option("--shading", help="Known fields (shading, or shading/channel_NN, of a run); else found."),
     ] = None,
+    destripe: Annotated[
+        Literal["rows", "columns"] | None, typer.Option("--destripe", help="Take out stripes along rows or columns.")
+    ] = None,
     settings: Settings = None,
     workers: Workers = None,
     memory: Memory = None,
@@ -195,10 +198,13 @@ def correct_tiles(
 ) -> None:
     """Remove background and vignetting from raw tiles."""
     from cloudreg import commands
+    from cloudreg.flatfield.destripe import Destriping
 
     chosen = _settings(settings, channels=channels)
     with _engine(workers, memory, cluster) as engine:
-        commands.correct_tiles(raw, out, chosen, engine, known=shading)
+        commands.correct_tiles(
+            raw, out, chosen, engine, known=shading, destriping=None if destripe is None else Destriping(destripe)
+        )
 
 
 @app.command()

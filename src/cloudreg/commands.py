@@ -24,6 +24,7 @@ from cloudreg.errors import InputError
 from cloudreg.execution import Engine, Ledger
 from cloudreg.flatfield import estimate_shading, load_shading, save_shading
 from cloudreg.flatfield.apply import correct_tiles as take_off
+from cloudreg.flatfield.destripe import Destriping
 from cloudreg.io import Kind, Volume, describe, describe_cost, open_volume, parse_region, part_of
 from cloudreg.io import convert as convert_volume
 from cloudreg.io.objects import is_remote
@@ -72,7 +73,15 @@ def demo(out: Path, engine: Engine, *, command: str) -> None:
     console.print(f"Look at {run.report}", soft_wrap=True)
 
 
-def correct_tiles(raw: Path, out: Path, settings: RunSettings, engine: Engine, *, known: Path | None = None) -> None:
+def correct_tiles(
+    raw: Path,
+    out: Path,
+    settings: RunSettings,
+    engine: Engine,
+    *,
+    known: Path | None = None,
+    destriping: Destriping | None = None,
+) -> None:
     """Write an acquisition anew without background and vignetting, and the fields that were taken off beside it.
 
     The fields are found, or those of other tiles are taken: a folder of ``channel_NN``, or one field for all channels.
@@ -86,12 +95,13 @@ def correct_tiles(raw: Path, out: Path, settings: RunSettings, engine: Engine, *
     # The same input and settings go on where they were stopped; others must not take those planes for their own.
     fields = [s.flat.tobytes() + str(s.background).encode() for s in shadings.values()]
     what = (acquisition.fingerprint(channels) + settings.shading.model_dump_json()).encode() + b"".join(fields)
+    what += repr(destriping).encode()
     ledger = Ledger(out.with_name(f".{out.name}.{hashlib.sha256(what).hexdigest()[:16]}.ledger"))
     if not len(ledger):
         _require_new(out)
     if known is None:
         shadings = {c: estimate_shading(acquisition, c, settings.shading, engine) for c in channels}
-    take_off(acquisition, shadings, out, engine, ledger)
+    take_off(acquisition, shadings, out, engine, ledger, destriping=destriping)
     for channel, shading in shadings.items():
         save_shading(shading, out / "shading" / f"channel_{channel:02d}")
     ledger.path.unlink()
