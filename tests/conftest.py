@@ -1,11 +1,13 @@
 """What every test may use."""
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
 
-from cloudreg.execution import Engine
+from cloudreg import cli
+from cloudreg.execution import Engine, progress
 
 
 @pytest.fixture
@@ -22,3 +24,38 @@ def engine():
     """Two threads and a fixed memory budget."""
     with Engine(workers=2, memory="1GB") as running:
         yield running
+
+
+@pytest.fixture
+def cloudreg(monkeypatch, capsys):
+    """Run a command line in this process; return exit code, standard output and standard error."""
+    # The command line switches progress on for good; the tests that follow must find it off.
+    monkeypatch.setattr(progress, "_console", None)
+
+    def call(*words):
+        monkeypatch.setattr(sys, "argv", ["cloudreg", *(str(word) for word in words)])
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as stop:
+            code = stop.code or 0
+        printed = capsys.readouterr()
+        return code, printed.out, printed.err
+
+    return call
+
+
+@pytest.fixture
+def refused(cloudreg):
+    """Run a command line that must be refused; return its one line."""
+
+    def call(*words):
+        code, _, err = cloudreg(*words)
+        lines = [line for line in err.splitlines() if line.startswith("error: ")]
+        assert code == 2, err
+        assert len(lines) == 1, err
+        assert err.endswith(lines[0] + "\n")
+        assert "Traceback" not in err
+        return lines[0]
+
+    return call

@@ -12,47 +12,10 @@ import numpy as np
 import pytest
 import tifffile
 
-from cloudreg import cli
 from cloudreg.atlas import Region, Regions, save_atlas
-from cloudreg.execution import progress
 from cloudreg.io import open_volume, write_volume
 from cloudreg.space import Grid
 from cloudreg.tiles import open_acquisition, read_project, write_colm
-
-
-@pytest.fixture
-def cloudreg(monkeypatch, capsys):
-    """Run a command line in this process; return exit code, standard output and standard error."""
-    # The command line switches progress on for good; the tests that follow must find it off.
-    monkeypatch.setattr(progress, "_console", None)
-
-    def call(*words):
-        monkeypatch.setattr(sys, "argv", ["cloudreg", *(str(word) for word in words)])
-        code = 0
-        try:
-            cli.main()
-        except SystemExit as stop:
-            code = stop.code or 0
-        printed = capsys.readouterr()
-        return code, printed.out, printed.err
-
-    return call
-
-
-@pytest.fixture
-def refused(cloudreg):
-    """Run a command line that must be refused; return its one line."""
-
-    def call(*words):
-        code, _, err = cloudreg(*words)
-        lines = [line for line in err.splitlines() if line.startswith("error: ")]
-        assert code == 2, err
-        assert len(lines) == 1, err
-        assert err.endswith(lines[0] + "\n")
-        assert "Traceback" not in err
-        return lines[0]
-
-    return call
 
 
 def blobs(shape, seed=0):

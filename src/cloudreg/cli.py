@@ -203,6 +203,23 @@ def align(
     project: Annotated[Path, typer.Argument(help="New TeraStitcher project, *.xml.")],
     channel: Channel = 0,
     shading: Shading = None,
+    method: Annotated[
+        Literal["volume", "projections"] | None,
+        typer.Option("--method", help="Compare overlaps in 3D, or their projections as TeraStitcher's step 2."),
+    ] = None,
+    placement: Annotated[
+        Literal["least_squares", "tree"] | None,
+        typer.Option("--placement", help="By all links together, or along the best chain as TeraStitcher's step 5."),
+    ] = None,
+    start: Annotated[
+        Path | None, typer.Option("--from", help="Project of any step: the displacements in it are taken.")
+    ] = None,
+    reuse: Annotated[
+        Path | None, typer.Option("--reuse", help="Aligned project of another channel: its positions are taken.")
+    ] = None,
+    steps: Annotated[
+        Path | None, typer.Option("--steps", help="New folder for xml_import.xml to xml_merging.xml.")
+    ] = None,
     settings: Settings = None,
     workers: Workers = None,
     memory: Memory = None,
@@ -211,9 +228,19 @@ def align(
     """Find where each tile lies."""
     from cloudreg import commands
 
-    chosen = _settings(settings)
+    chosen = _settings(settings, align__method=method, align__placement=placement)
     with _engine(workers, memory, cluster) as engine:
-        commands.align(raw, project, chosen.align, engine, channel=channel, shading=shading)
+        commands.align(
+            raw,
+            project,
+            chosen.align,
+            engine,
+            channel=channel,
+            shading=shading,
+            start=start,
+            reuse=reuse,
+            steps=steps,
+        )
 
 
 @app.command()

@@ -33,7 +33,8 @@ from cloudreg.registration import OpenRegistration, open_registration
 from cloudreg.run_folder import RunFolder, write_atomically
 from cloudreg.settings import AlignSettings, AtlasSettings, FusionSettings, RunSettings
 from cloudreg.space import Box
-from cloudreg.tiles import open_acquisition, read_project
+from cloudreg.stitching import reuse_alignment
+from cloudreg.tiles import open_acquisition, read_project, write_project
 from cloudreg.transforms import Frame, Side, apply_points_file, export_transform, load_initial_affine, read_all_points
 from cloudreg.transforms.brainglobe import export_brainglobe
 from cloudreg.transforms.export import FieldFormat
@@ -88,11 +89,28 @@ def correct_tiles(raw: Path, out: Path, settings: RunSettings, engine: Engine) -
 
 
 def align(
-    raw: Path, project: Path, settings: AlignSettings, engine: Engine, *, channel: int, shading: Path | None
+    raw: Path,
+    project: Path,
+    settings: AlignSettings,
+    engine: Engine,
+    *,
+    channel: int,
+    shading: Path | None,
+    start: Path | None = None,
+    reuse: Path | None = None,
+    steps: Path | None = None,
 ) -> None:
-    """Place the tiles of an acquisition; the project must be new."""
+    """Place the tiles of an acquisition, or take the places of another channel; all files written are new."""
+    if reuse is not None and (start is not None or steps is not None):
+        raise InputError("expected --reuse alone, got --from or --steps as well: nothing is measured or placed anew")
     _require_new(project)
-    pipeline.align_tiles(open_acquisition(raw), channel, shading, project, settings, engine)
+    if steps is not None:
+        _require_new(steps)
+    acquisition = open_acquisition(raw)
+    if reuse is not None:
+        write_project(reuse_alignment(read_project(reuse), acquisition, channel), project, step="merging")
+    else:
+        pipeline.align_tiles(acquisition, channel, shading, project, settings, engine, start=start, steps=steps)
 
 
 def fuse(

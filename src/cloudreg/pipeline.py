@@ -43,13 +43,29 @@ def shade_tiles(acquisition: Acquisition, channel: int, out: Path, settings: Sha
 
 
 def align_tiles(
-    acquisition: Acquisition, channel: int, shading: Path | None, out: Path, settings: AlignSettings, engine: Engine
+    acquisition: Acquisition,
+    channel: int,
+    shading: Path | None,
+    out: Path,
+    settings: AlignSettings,
+    engine: Engine,
+    *,
+    start: Path | None = None,
+    steps: Path | None = None,
 ) -> None:
-    """Stage 2: measure the shifts between neighbouring tiles, place all of them, and write a TeraStitcher project."""
-    from cloudreg.stitching import align
+    """Stage 2: measure the shifts between neighbouring tiles, place all of them, and write a TeraStitcher project.
+
+    With a project to start from, the shifts in it are taken instead. With a folder for the steps, the project of each
+    of TeraStitcher's steps is written there too.
+    """
+    from cloudreg.stitching import align_in_steps, write_steps
 
     flat = None if shading is None else load_shading(shading)
-    write_project(align(acquisition, channel, flat, settings, engine), out, step="merging")
+    begun = None if start is None else read_project(start)
+    alignment = align_in_steps(acquisition, channel, flat, settings, engine, start=begun)
+    if steps is not None:
+        write_steps(alignment, steps, settings)
+    write_project(alignment.placed, out, step="merging")
 
 
 def fuse_tiles(

@@ -47,6 +47,16 @@ class AlignSettings(Settings):
     )
     minimum_correlation: float = Field(0.3, ge=0, le=1, description="a link below it does not vote")
     stage_weight: float = Field(1e-3, gt=0, description="weight of the nominal stage position beside a perfect link")
+    method: Literal["volume", "projections"] = Field(
+        "volume", description="compare overlaps in 3D to a fraction of a pixel, or their projections as TeraStitcher"
+    )
+    placement: Literal["least_squares", "tree"] = Field(
+        "least_squares", description="place by all links together, or along the most reliable chain as TeraStitcher"
+    )
+    layer_planes: int = Field(60, ge=1, description="most planes that are projected together")
+    minimum_reliability: float = Field(
+        0.3, ge=0, le=1, description="along an axis of lower reliability, what projections show does not count"
+    )
 
 
 class FusionSettings(Settings):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,15 +13,43 @@ import numpy as np
 from cloudreg.execution import Engine
 from cloudreg.execution.progress import say
 from cloudreg.settings import AlignSettings
-from cloudreg.stitching.links import Link, measure_links, search_radius_px
+from cloudreg.stitching.links import Link, measure_links, neighbours, search_radius_px
 from cloudreg.stitching.placement import Placement, place_tiles
-from cloudreg.tiles import Acquisition, AxisDisplacement, Displacement, Project, to_project
+from cloudreg.stitching.projections import WIDEST_PX, infinite_width_px, measure_displacements
+from cloudreg.stitching.tree import place_by_tree
+from cloudreg.tiles import (
+    Acquisition,
+    AxisDisplacement,
+    Displacement,
+    Project,
+    ProjectTile,
+    to_project,
+    write_project,
+)
+from cloudreg.tiles.project import require_same_grid
+from cloudreg.tiles.terastitcher_write import Step
 
 if TYPE_CHECKING:
     from cloudreg.flatfield import Shading
 
-# TeraStitcher looks at half widths up to this many pixels.
-_WIDEST_PX = 29
+# A peak that is a Gaussian falls to 80 % where its curvature times the squared distance is this.
+_FALL = 2 * math.log(1 / 0.8)
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """What was measured, and where the tiles were placed by it.
+
+    Parameters
+    ----------
+    measured
+        Every displacement that was found, none where an overlap was empty; tiles at their nominal positions.
+    placed
+        One displacement for each pair, nominal where none counted, and the tiles' positions.
+    """
+
+    measured: Project
+    placed: Project
 
 
 def align(
@@ -34,7 +64,7 @@ def align(
     shading
         Evens the tiles before they are compared, or None.
     settings
-        Search window, smallest correlation, weight of the stage.
+        Search window, smallest correlation, weight of the stage, and which methods.
     engine
         Runs the pairs of neighbours.
 
@@ -44,42 +74,176 @@ def align(
         Positions to a fraction of a pixel. Links that did not vote or were rejected are nominal in it, with
         reliability 0.
     """
-    links = measure_links(acquisition, channel, shading, settings, engine)
-    placement = place_tiles(acquisition, links, settings)
-    _report(acquisition, links, placement)
-    project = to_project(acquisition, channel)
-    places = [(tile.row, tile.column) for tile in acquisition.tiles]
-    positions = {
-        place: (float(z), float(y), float(x))
-        for place, (z, y, x) in zip(places, placement.positions_px.tolist(), strict=True)
+    return align_in_steps(acquisition, channel, shading, settings, engine).placed
+
+
+def align_in_steps(
+    acquisition: Acquisition,
+    channel: int,
+    shading: Shading | None,
+    settings: AlignSettings,
+    engine: Engine,
+    *,
+    start: Project | None = None,
+) -> Alignment:
+    """Do what `align` does, and keep what was measured; or go on from a project in which it was.
+
+    Parameters
+    ----------
+    acquisition, channel, shading, settings, engine
+        As for `align`.
+    start
+        A project of this acquisition, of any step: if it holds displacements, they are taken instead of measuring.
+
+    Raises
+    ------
+    InputError
+        If the project has another grid of tiles than the acquisition.
+    """
+    if start is not None:
+        require_same_grid(acquisition, start)
+    if start is not None and any(tile.east or tile.south for tile in start.tiles):
+        nominal = to_project(acquisition, channel)
+        measured = nominal.linked(
+            {
+                (tile.row, tile.column, side): displacements
+                for tile in start.tiles
+                for side, displacements in (("east", tile.east), ("south", tile.south))
+            }
+        )
+    elif settings.method == "projections":
+        measured = measure_displacements(acquisition, channel, shading, settings, engine)
+    else:
+        links = measure_links(acquisition, channel, shading, settings, engine)
+        radius = search_radius_px(acquisition, settings)
+        found = [(link, (_displacement(link, radius),)) for link in links]
+        measured = to_project(acquisition, channel).linked(
+            {_side(acquisition, link): displacements for link, displacements in found if not link.is_empty}
+        )
+        if settings.placement == "least_squares":
+            placement = place_tiles(acquisition, links, settings)
+            project = to_project(acquisition, channel).linked({_side(acquisition, k): d for k, d in found})
+            return Alignment(measured, _placed(acquisition, project, links, placement))
+    kept = measured.thresholded(settings.minimum_reliability)
+    if settings.placement == "tree":
+        return Alignment(measured, place_by_tree(kept))
+    links = links_of(acquisition, kept)
+    return Alignment(measured, _placed(acquisition, kept, links, place_tiles(acquisition, links, settings)))
+
+
+def write_steps(alignment: Alignment, folder: str | Path, settings: AlignSettings) -> None:
+    """Write the project of each of TeraStitcher's steps into a new folder: ``xml_import.xml`` to ``xml_merging.xml``.
+
+    TeraStitcher reads any of them and does the steps after it.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    measured = alignment.measured
+    steps: dict[Step, Project] = {
+        "import": measured,
+        "displcomp": measured,
+        "displproj": measured.projected(),
+        "displthres": measured.thresholded(settings.minimum_reliability),
+        "merging": alignment.placed,
     }
-    radius = search_radius_px(acquisition, settings)
+    for step, project in steps.items():
+        write_project(project, folder / f"xml_{step}.xml", step=step)
+
+
+def reuse_alignment(project: Project, acquisition: Acquisition, channel: int) -> Project:
+    """Return a project for another channel with the positions and displacements of one that was aligned.
+
+    Raises
+    ------
+    InputError
+        If there is no such channel, or the project has another grid of tiles than the acquisition.
+    """
+    require_same_grid(acquisition, project)
+    known = {(tile.row, tile.column): tile for tile in project.tiles}
+    fresh = to_project(acquisition, channel)
+
+    def take(tile: ProjectTile) -> ProjectTile:
+        aligned = known[tile.row, tile.column]
+        return replace(
+            tile,
+            position_px=aligned.position_px,
+            stitchable=aligned.stitchable,
+            east=aligned.east,
+            south=aligned.south,
+            extras=aligned.extras,
+        )
+
+    return replace(fresh, origin_mm=project.origin_mm, axes=project.axes, extras=project.extras).mapped(take)
+
+
+def links_of(acquisition: Acquisition, project: Project) -> list[Link]:
+    """Return the displacements of a project as links; one of no reliability along any axis is empty."""
+    links = []
+    for first, second in neighbours(acquisition.tiles):
+        one, other = acquisition.tiles[first], acquisition.tiles[second]
+        cell = project.tile(one.row, one.column)
+        (displacement,) = cell.south if other.row > one.row else cell.east
+        nominal = np.subtract(acquisition.nominal_px(other), acquisition.nominal_px(one))
+        axes = displacement.axes
+        heights = [axis.peak for axis in axes if axis.reliability > 0]
+        links.append(
+            Link(
+                first,
+                second,
+                _triple([axis.px if axis.reliability > 0 else n for axis, n in zip(axes, nominal, strict=True)]),
+                _triple(nominal.tolist()),
+                correlation=float(np.mean(heights)) if heights else math.nan,
+                weight=_triple([axis.reliability**2 for axis in axes]),
+                sharpness=_triple([_FALL / axis.width_px**2 if axis.reliability > 0 else 0.0 for axis in axes]),
+            )
+        )
+    return links
+
+
+def _placed(acquisition: Acquisition, project: Project, links: Sequence[Link], placement: Placement) -> Project:
+    """Move the tiles of a project, and make nominal in it what did not vote or was rejected."""
+    _report(acquisition, links, placement)
+    positions = {
+        (tile.row, tile.column): _triple(position)
+        for tile, position in zip(acquisition.tiles, placement.positions_px.tolist(), strict=True)
+    }
     displacements = {}
     for link, residual, outlier in zip(links, placement.residuals_px, placement.outliers, strict=True):
-        (row, column), (other, _) = places[link.first], places[link.second]
-        displacement = _displacement(link, radius)
+        row, column, side = _side(acquisition, link)
         if outlier or np.isnan(residual).any():
+            cell = project.tile(row, column)
+            (displacement,) = cell.south if side == "south" else cell.east
             z, y, x = (axis.rejected for axis in displacement.axes)
-            displacement = replace(displacement, z=z, y=y, x=x)
-        displacements[row, column, "south" if other > row else "east"] = (displacement,)
+            displacements[row, column, side] = (replace(displacement, z=z, y=y, x=x),)
     return project.moved(positions).linked(displacements).thresholded()
+
+
+def _side(acquisition: Acquisition, link: Link) -> tuple[int, int, str]:
+    """Which of a project's lists a link belongs to."""
+    first, second = acquisition.tiles[link.first], acquisition.tiles[link.second]
+    return first.row, first.column, "south" if second.row > first.row else "east"
+
+
+def _triple(values: Sequence[float]) -> tuple[float, float, float]:
+    z, y, x = (float(v) for v in values)
+    return z, y, x
 
 
 def _displacement(link: Link, search_px: tuple[int, int, int]) -> Displacement:
     """Describe a link in TeraStitcher's terms: the half width is where the peak falls to 80 %."""
-    infinite = 1.0 + max(min(radius, _WIDEST_PX) for radius in search_px)
+    infinite = infinite_width_px(search_px)
     axes = []
     for shift, nominal, sharpness, radius in zip(
         link.shift_px, link.nominal_px, link.sharpness, search_px, strict=True
     ):
-        width = math.sqrt(2 * math.log(1 / 0.8) / sharpness) if sharpness > 0 else infinite
+        width = math.sqrt(_FALL / sharpness) if sharpness > 0 else infinite
         axes.append(
             AxisDisplacement(
                 px=shift,
                 nominal_px=math.trunc(nominal + 1e-6),
                 peak=0.0 if link.is_empty else max(link.correlation, 0.0),
                 width_px=min(width, infinite),
-                largest_width_px=float(min(radius, _WIDEST_PX)),
+                largest_width_px=float(min(radius, WIDEST_PX)),
                 infinite_width_px=infinite,
                 search_px=radius,
             )
@@ -88,7 +252,7 @@ def _displacement(link: Link, search_px: tuple[int, int, int]) -> Displacement:
     return Displacement(z, y, x)
 
 
-def _report(acquisition: Acquisition, links: list[Link], placement: Placement) -> None:
+def _report(acquisition: Acquisition, links: Sequence[Link], placement: Placement) -> None:
     empty = sum(link.is_empty for link in links)
     voted = ~np.isnan(placement.residuals_px).any(axis=1) & ~placement.outliers
     weak = len(links) - empty - int(voted.sum()) - int(placement.outliers.sum())

@@ -23,6 +23,7 @@ from cloudreg.io import Volume, VolumeWriter, build_pyramid, create_volume
 from cloudreg.settings import FusionSettings
 from cloudreg.space import Box, Grid, split
 from cloudreg.tiles import Acquisition, Project, Tile
+from cloudreg.tiles.project import require_same_grid
 
 if TYPE_CHECKING:
     from cloudreg.flatfield import Shading
@@ -95,11 +96,7 @@ def tile_boxes(acquisition: Acquisition, project: Project) -> list[Box]:
     InputError
         If the project has no such tiles.
     """
-    if (project.rows, project.columns) != (acquisition.rows, acquisition.columns):
-        raise InputError(
-            f"expected a project of {acquisition.rows} x {acquisition.columns} tiles for {acquisition.path}, "
-            f"got one of {project.rows} x {project.columns}: align this acquisition"
-        )
+    require_same_grid(acquisition, project)
     whole = Box.whole(acquisition.tile_shape)
     return [
         whole.shifted([math.floor(v + 0.5) for v in project.position_px(tile.row, tile.column)])

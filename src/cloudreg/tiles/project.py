@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from cloudreg.errors import InputError
 from cloudreg.tiles.acquisition import Acquisition, Intervals
 
 Triple = tuple[float, float, float]
@@ -282,6 +283,15 @@ def to_project(acquisition: Acquisition, channel: int) -> Project:
         stacks_dir=acquisition.planes_folder.absolute(),
         tiles=tuple(cell(row, column) for row in range(acquisition.rows) for column in range(acquisition.columns)),
     )
+
+
+def require_same_grid(acquisition: Acquisition, project: Project) -> None:
+    """Raise an `InputError` if a project can't be of an acquisition."""
+    if (project.rows, project.columns) != (acquisition.rows, acquisition.columns):
+        raise InputError(
+            f"expected a project of {acquisition.rows} x {acquisition.columns} tiles for {acquisition.path}, "
+            f"got one of {project.rows} x {project.columns}: align this acquisition"
+        )
 
 
 def nominal_displacement(step_px: tuple[int, int, int]) -> Displacement:

@@ -1,0 +1,76 @@
+"""Alignment and fusion from the command line: the steps' projects, other channels, other methods."""
+
+import numpy as np
+import pytest
+
+from cloudreg.io import open_volume
+from cloudreg.tiles import read_project, write_colm
+
+TRUTH = {(0, 0): (0, 0, 0), (0, 1): (2, -3, 94), (1, 0): (-1, 99, 4), (1, 1): (1, 95, 101)}
+
+
+@pytest.fixture(scope="module")
+def raw(tmp_path_factory):
+    """2 x 2 tiles of two channels, cut at known whole pixels from spots; the second channel is half as bright."""
+    from scipy.ndimage import gaussian_filter
+
+    random = np.random.default_rng(4)
+    noise = gaussian_filter(random.standard_normal((40, 240, 240)), 2)
+    scene = 100 + 1000 * np.exp(noise / noise.std())
+
+    def planes(row, column, channel, plane):
+        z, y, x = np.add(TRUTH[row, column], (4, 4, 4))
+        part = scene[z + plane, y : y + 128, x : x + 128] / (1 + channel)
+        return part.clip(0, 60000).astype(np.uint16)
+
+    folder = tmp_path_factory.mktemp("raw") / "raw"
+    write_colm(
+        folder,
+        rows=2,
+        columns=2,
+        tile_shape=(30, 128, 128),
+        voxel_size_um=(4.0, 2.0, 2.0),
+        overlap=(0.25, 0.25),
+        channels=2,
+        objective="10x",
+        scanned=np.ones((2, 2), bool),
+        planes=planes,
+    )
+    return folder
+
+
+def positions(path):
+    return {(t.row, t.column): t.position_px for t in read_project(path).tiles}
+
+
+def test_terastitchers_way_and_ours_find_the_same_places(cloudreg, raw, tmp_path):
+    for name, words in (("ours", ()), ("theirs", ("--method", "projections", "--placement", "tree"))):
+        code, _, err = cloudreg("align", raw, tmp_path / f"{name}.xml", *words)
+        assert code == 0, err
+        found = positions(tmp_path / f"{name}.xml")
+        for place, truth in TRUTH.items():
+            np.testing.assert_allclose(np.subtract(found[place], found[0, 0]), truth, atol=0.1)
+
+
+def test_each_step_is_written_and_gone_on_from(cloudreg, raw, tmp_path):
+    words = ("--method", "projections", "--placement", "tree")
+    assert cloudreg("align", raw, tmp_path / "a.xml", *words, "--steps", tmp_path / "steps")[0] == 0
+    assert cloudreg("align", raw, tmp_path / "b.xml", *words, "--from", tmp_path / "steps/xml_displcomp.xml")[0] == 0
+    assert (tmp_path / "a.xml").read_bytes() == (tmp_path / "b.xml").read_bytes()
+    assert (tmp_path / "steps/xml_merging.xml").read_bytes() == (tmp_path / "a.xml").read_bytes()
+
+
+def test_one_channels_alignment_serves_the_other(cloudreg, refused, raw, tmp_path):
+    assert cloudreg("align", raw, tmp_path / "a.xml")[0] == 0
+    code, _, err = cloudreg("align", raw, tmp_path / "b.xml", "--reuse", tmp_path / "a.xml", "--channel", "1")
+    assert code == 0, err
+    one, other = read_project(tmp_path / "a.xml"), read_project(tmp_path / "b.xml")
+    assert positions(tmp_path / "a.xml") == positions(tmp_path / "b.xml")
+    assert [t.east for t in one.tiles] == [t.east for t in other.tiles]
+    assert "CHN01" in other.tiles[0].pattern
+    assert "CHN00" in one.tiles[0].pattern
+    assert cloudreg("fuse", tmp_path / "b.xml", tmp_path / "v.ome.zarr", "--channel", "1")[0] == 0
+    assert open_volume(tmp_path / "v.ome.zarr").grid.shape[1:] == (128 + 102, 128 + 101)
+    line = refused("align", raw, tmp_path / "c.xml", "--reuse", tmp_path / "a.xml", "--steps", tmp_path / "s")
+    assert "expected --reuse alone" in line
+    assert not (tmp_path / "c.xml").exists()
