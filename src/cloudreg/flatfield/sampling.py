@@ -72,8 +72,12 @@ def read_samples(acquisition: Acquisition, channel: int, *, samples: int, workin
         raise InputError(f"{acquisition.path} has no plane of channel {channel}: there is no flat field to find")
     task = partial(_read_blocks, acquisition, channel, block_px)
     planes = engine.run(task, places, label=f"flat field of channel {channel}", unit="planes")
+    # A plane of zeros can't be read, or was lost: no camera sees nothing at all.
+    present[present] = [plane is not None and bool(plane.any()) for plane in planes]
+    if not present.any():
+        raise InputError(f"{acquisition.path} has no plane of channel {channel} that can be read")
     blocks = np.zeros((*present.shape, -(-height // block_px), -(-width // block_px)), np.float32)
-    blocks[present] = np.stack([plane for plane in planes if plane is not None])
+    blocks[present] = np.stack([plane for plane in planes if plane is not None and plane.any()])
     return Samples(blocks, present, block_px)
 
 

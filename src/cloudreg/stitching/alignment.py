@@ -13,7 +13,8 @@ import numpy as np
 from cloudreg.execution import Engine
 from cloudreg.execution.progress import say
 from cloudreg.settings import AlignSettings
-from cloudreg.stitching.links import Link, measure_links, neighbours, search_radius_px
+from cloudreg.stitching.layers import FLOOR_PX
+from cloudreg.stitching.links import Link, Matrix, measure_links, neighbours, search_radius_px
 from cloudreg.stitching.placement import Placement, place_tiles
 from cloudreg.stitching.projections import WIDEST_PX, infinite_width_px, measure_displacements
 from cloudreg.stitching.tree import place_by_tree
@@ -193,7 +194,7 @@ def links_of(acquisition: Acquisition, project: Project) -> list[Link]:
                 _triple([axis.px if axis.reliability > 0 else n for axis, n in zip(axes, nominal, strict=True)]),
                 _triple(nominal.tolist()),
                 correlation=float(np.mean(heights)) if heights else math.nan,
-                weight=_triple([axis.reliability**2 for axis in axes]),
+                information=_diagonal([(axis.reliability / FLOOR_PX) ** 2 for axis in axes]),
                 sharpness=_triple([_FALL / axis.width_px**2 if axis.reliability > 0 else 0.0 for axis in axes]),
             )
         )
@@ -222,6 +223,11 @@ def _side(acquisition: Acquisition, link: Link) -> tuple[int, int, str]:
     """Which of a project's lists a link belongs to."""
     first, second = acquisition.tiles[link.first], acquisition.tiles[link.second]
     return first.row, first.column, "south" if second.row > first.row else "east"
+
+
+def _diagonal(values: Sequence[float]) -> Matrix:
+    z, y, x = (_triple(row) for row in np.diag(values).tolist())
+    return z, y, x
 
 
 def _triple(values: Sequence[float]) -> tuple[float, float, float]:
