@@ -27,12 +27,14 @@ Model = TypeVar("Model", bound=Settings)
 class ShadingSettings(Settings):
     """Background and vignetting of the tiles."""
 
-    method: Literal["n4", "none"] = Field("n4", description="how the flat field is found on the mean tile")
+    method: Literal["combined", "mean", "n4", "basic", "none"] = Field(
+        "combined", description="from overlaps and mean tile, or the mean tile alone, its N4 field, or by BaSiC"
+    )
     background: float | None = Field(
         None, ge=0, description="what the camera reads without light; found where some of the field is empty"
     )
     samples: int = Field(512, ge=16, description="planes drawn from all tiles for the mean tile")
-    working_side: int = Field(128, ge=32, description="side in pixels of the mean tile on which N4 runs")
+    working_side: int = Field(128, ge=32, description="side of the mean tile, in blocks of pixels")
     spline_distance_fraction: float = Field(
         0.5, gt=0, le=2, description="distance of N4's control points, as a fraction of the tile side"
     )
@@ -62,7 +64,10 @@ class AlignSettings(Settings):
 class FusionSettings(Settings):
     """Blending of the placed tiles into one volume."""
 
-    blending: Literal["cosine", "linear"] = "cosine"
+    blending: Literal["cosine", "linear", "content"] = Field(
+        "cosine", description="weights across an overlap; content: cosine, times the contrast that a tile shows there"
+    )
+    balance_exposure: bool = Field(False, description="give each tile a gain and an offset by its overlaps")
     depth: Literal["union", "intersection"] = "union"
     chunk: tuple[int, int, int] = Field((64, 128, 128), description="voxels per stored chunk, z y x")
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy import ndimage
 
 from cloudreg.errors import InputError
 from cloudreg.execution import Engine, Ledger
@@ -15,7 +16,9 @@ from cloudreg.io import create_volume
 from cloudreg.settings import AlignSettings, FusionSettings
 from cloudreg.space import Box
 from cloudreg.stitching import align, fuse, fusion
-from cloudreg.stitching.fusion import FuseBlock, block_bytes, block_shape, edge_weights
+from cloudreg.stitching.content import content_part, content_weights
+from cloudreg.stitching.exposure import Exposure, balance_exposure, solve_exposures
+from cloudreg.stitching.fusion import FuseBlock, block_bytes, block_shape, edge_weights, tile_boxes
 from cloudreg.tiles import read_project, to_project, write_colm, write_project
 
 SETTINGS = FusionSettings(chunk=(8, 16, 16))
@@ -121,19 +124,21 @@ def test_shading_is_taken_off_on_the_way(acquisition, engine, tmp_path):
     assert fused.max() == 65535
 
 
+@pytest.mark.parametrize("options", [{}, {"blending": "content", "balance_exposure": True}])
 @pytest.mark.parametrize("block", [(8, 16, 16), (8, 32, 112), (24, 80, 16)])
-def test_the_bytes_do_not_depend_on_blocks_and_workers(acquisition, engine, tmp_path, monkeypatch, block):
+def test_the_bytes_do_not_depend_on_blocks_and_workers(acquisition, engine, tmp_path, monkeypatch, block, options):
     project = placed(acquisition, JITTERED)
+    settings = SETTINGS.model_copy(update=options)
     with Engine(workers=1, memory="1GB") as alone:
-        fuse(acquisition, 0, project, None, tmp_path / "a.ome.zarr", SETTINGS, alone)
-    monkeypatch.setattr(fusion, "block_shape", lambda *_: block)
-    fuse(acquisition, 0, project, None, tmp_path / "b.ome.zarr", SETTINGS, engine)
+        fuse(acquisition, 0, project, None, tmp_path / "a.ome.zarr", settings, alone)
+    monkeypatch.setattr(fusion, "block_shape", lambda *_, **__: block)
+    fuse(acquisition, 0, project, None, tmp_path / "b.ome.zarr", settings, engine)
     assert digest(tmp_path / "a.ome.zarr") == digest(tmp_path / "b.ome.zarr")
 
 
 def test_a_killed_fusion_goes_on_and_gives_the_same_bytes(acquisition, tmp_path, monkeypatch):
     project = placed(acquisition, JITTERED)
-    monkeypatch.setattr(fusion, "block_shape", lambda *_: (8, 32, 64))
+    monkeypatch.setattr(fusion, "block_shape", lambda *_, **__: (8, 32, 64))
     whole, path = FuseBlock.__call__, tmp_path / "b.ome.zarr"
     calls = []
 
@@ -238,3 +243,81 @@ def test_a_block_takes_the_memory_that_was_foreseen(in_memory, tmp_path):
     tracemalloc.stop()
     # The writer's copy is not Python's, and is not seen here.
     assert 0.4 * block_bytes(box.shape, tiles) < peak < block_bytes(box.shape, tiles)
+
+
+def test_the_weights_of_content_do_not_depend_on_where_a_plane_is_cut():
+    pixels = np.random.default_rng(3).poisson(500, (700, 650)).astype(np.uint16)
+    whole = content_weights(pixels, (slice(0, 700), slice(0, 650)), (slice(0, 700), slice(0, 650)))
+    for part in ((slice(0, 10), slice(333, 350)), (slice(301, 420), slice(640, 650)), (slice(690, 700), slice(7, 200))):
+        read = tuple(content_part(p, n) for p, n in zip(part, pixels.shape, strict=True))
+        assert read[0].stop - read[0].start < 700
+        assert (content_weights(pixels[read], read, part) == whole[part]).all()
+
+
+def test_the_sharper_tile_wins_where_content_counts(in_memory, engine, tmp_path):
+    random = np.random.default_rng(6)
+    scene = ndimage.gaussian_filter(random.normal(size=(4, 128, 220)), (0, 1, 1))
+    scene = (3000 + 4000 * scene / scene.std()).clip(100, 60000)
+    sharp, blurred = scene[:, :, :128], ndimage.gaussian_filter(scene[:, :, 92:], (0, 3, 3))
+    tiles = in_memory({(0, 0): sharp.astype(np.uint16), (0, 1): blurred.astype(np.uint16)}, (1, 2), (0.1, 36 / 128))
+    errors = {}
+    for blending in ("cosine", "content"):
+        settings = FusionSettings(blending=blending, chunk=(8, 16, 16))
+        volume = fuse(tiles, 0, placed(tiles), None, tmp_path / f"{blending}.ome.zarr", settings, engine)
+        errors[blending] = np.abs(volume.read()[:, :, 100:120] - scene[:, :, 100:120]).mean()
+    assert errors["content"] < 0.6 * errors["cosine"]
+
+
+def test_exposures_are_balanced(in_memory, engine, tmp_path):
+    random = np.random.default_rng(7)
+    scene = np.exp(ndimage.gaussian_filter(random.normal(size=(12, 300, 400)), (1, 4, 4)) * 8).clip(0.2, 20) * 500
+    gains = {(0, 0): 0.8, (0, 1): 1.2, (0, 2): 1.0, (1, 0): 1.1, (1, 1): 0.9, (1, 2): 1.0}
+    stacks = {
+        (r, c): random.poisson(scene[:, 100 * r : 100 * r + 128, 100 * c : 100 * c + 128] * gain).astype(np.uint16)
+        for (r, c), gain in gains.items()
+    }
+    tiles = in_memory(stacks, (2, 3), (28 / 128, 28 / 128))
+    found = balance_exposure(tiles, 0, None, tile_boxes(tiles, placed(tiles)), engine)
+    products = np.array([e.gain * gains[t.row, t.column] for e, t in zip(found, tiles.tiles, strict=True)])
+    np.testing.assert_allclose(products / products.mean(), 1, atol=0.02)
+    assert np.mean([e.gain for e in found]) == pytest.approx(1)
+    assert max(abs(e.offset) for e in found) < 30
+    seams = {}
+    for balance in (False, True):
+        settings = FusionSettings(balance_exposure=balance, chunk=(8, 16, 16))
+        fused = fuse(tiles, 0, placed(tiles), None, tmp_path / f"{balance}.ome.zarr", settings, engine).read()
+        ratio = fused[:, :, :320] / scene[:, :228, :320]
+        seams[balance] = np.log(np.median(ratio, axis=0)).std()
+    assert seams[True] < 0.2 * seams[False]
+
+
+def test_tiles_that_show_nothing_in_common_keep_their_exposure():
+    assert solve_exposures(3, []) == (Exposure(), Exposure(), Exposure())
+    one, two, alone = solve_exposures(3, [(0, 1, np.full((100, 2), (200.0, 100.0)))])
+    assert one.gain * 200 + one.offset == pytest.approx(two.gain * 100 + two.offset, rel=0.1)
+    assert alone.gain == pytest.approx(1, abs=0.2)
+
+
+@pytest.mark.parametrize("name", ["planes", "v.tif"])
+def test_a_fused_tiff_holds_the_same_voxels(acquisition, engine, tmp_path, monkeypatch, name):
+    project = placed(acquisition, JITTERED)
+    zarr = fuse(acquisition, 0, project, None, tmp_path / "a.ome.zarr", SETTINGS, engine)
+    tiff = fuse(acquisition, 0, project, None, tmp_path / name, SETTINGS, engine)
+    np.testing.assert_array_equal(tiff.read(), zarr.read())
+    np.testing.assert_allclose(tiff.grid.voxel_size_um, zarr.grid.voxel_size_um)
+    monkeypatch.setattr(fusion, "block_shape", lambda *_, **__: (3, 30, 1000))
+    (tmp_path / "again").mkdir()
+    fuse(acquisition, 0, project, None, tmp_path / "again" / name, SETTINGS, engine)
+    if name == "planes":
+        assert len(list((tmp_path / name).iterdir())) == zarr.grid.shape[0]
+        assert digest(tmp_path / name) == digest(tmp_path / "again" / name)
+    else:
+        assert (tmp_path / name).read_bytes() == (tmp_path / "again" / name).read_bytes()
+    with pytest.raises(InputError, match="choose a new place"):
+        fuse(acquisition, 0, project, None, tmp_path / name, SETTINGS, engine)
+
+
+def test_other_formats_are_refused_before_anything_is_written(acquisition, engine, tmp_path):
+    with pytest.raises(InputError, match="convert it then"):
+        fuse(acquisition, 0, placed(acquisition), None, tmp_path / "v.nii.gz", SETTINGS, engine)
+    assert not list(tmp_path.iterdir())

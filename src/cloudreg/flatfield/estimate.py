@@ -1,16 +1,22 @@
 """Finding the background and the flat field of a channel's tiles.
 
-1. Planes at the same depths of all tiles are read as means over blocks; the background is where the darkest begin.
-2. Their mean tile is made of tissue only, each plane relative to its own level, and N4 finds its field.
-3. The brain is still in that field where tiles are few. The overlaps of neighbours show the same tissue at two places
-   of the camera: they and the field are combined into a smooth one, each weighted by how sure it is.
+Planes at the same depths of all tiles are read as means over blocks; the background is where the darkest begin. Of the
+methods for the flat field, the first is the best on all tiles with overlaps that we know:
+
+- ``combined``: the overlaps of neighbours show the same tissue at two places of the camera, so their ratio is the
+  field's; where they leave a choice, the mean tile and a smooth field's usual fall-off have a say.
+- ``mean``: the mean tile, of tissue only, each plane relative to its own level. Empty space does not shade it, but the
+  shape of a brain does where tiles are few.
+- ``n4``: the N4 field of the plain mean tile, as CloudReg did in 2021.
+- ``basic``: BaSiC, by the library BaSiCPy, on planes without the background.
 """
 
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
-from cloudreg.errors import InputError
+from cloudreg.errors import InputError, MissingExtraError
 from cloudreg.execution import Engine
 from cloudreg.execution.progress import say
 from cloudreg.flatfield.fit import basis, combine, evaluate, witness_of_mean
@@ -43,6 +49,8 @@ def estimate_shading(acquisition: Acquisition, channel: int, settings: ShadingSe
     ------
     InputError
         If there is no such channel, or it shows nothing.
+    MissingExtraError
+        If the method is ``basic`` and its library is not installed.
     """
     acquisition.require_channel(channel)
     samples = read_samples(
@@ -59,16 +67,45 @@ def estimate_shading(acquisition: Acquisition, channel: int, settings: ShadingSe
     if not usual > 0:
         raise InputError(f"expected tissue in channel {channel} of {acquisition.path}, its planes are constant")
 
-    mean = find_mean_tile(light, light > _TISSUE * usual)
-    field = n4_field(mean, settings.spline_distance_fraction)
-    functions = basis(
-        2 * (block_centres(height, samples.block_px) + 0.5) / height - 1,
-        2 * (block_centres(width, samples.block_px) + 0.5) / width - 1,
-    )
-    overlaps = compare_overlaps(acquisition, light, functions, samples.block_px, _BRIGHT * usual)
-    coefficients = combine(witness_of_mean(field, mean, functions), overlaps)
-    y, x = ((2 * np.arange(n) + 1) / n - 1 for n in (height, width))
-    flat = np.exp(evaluate(coefficients, y, x))
+    y, x = ((2 * block_centres(n, samples.block_px) + 1) / n - 1 for n in (height, width))
+    places = [(2 * np.arange(n) + 1) / n - 1 for n in (height, width)]
+    if settings.method == "n4":
+        plain = light[samples.present].mean(axis=0, dtype=np.float64)
+        log = _between(n4_field(plain, settings.spline_distance_fraction), (y, x), places)
+    elif settings.method == "basic":
+        log = _between(np.log(_basic_field(light[samples.present])), (y, x), places)
+    else:
+        functions = basis(y, x)
+        witness = witness_of_mean(find_mean_tile(light, light > _TISSUE * usual), functions)
+        coefficients = witness.mean
+        if settings.method == "combined":
+            overlaps = compare_overlaps(acquisition, light, functions, samples.block_px, _BRIGHT * usual)
+            coefficients = combine(witness, overlaps)
+        log = evaluate(coefficients, *places)
+    flat = np.exp(log)
     flat /= flat.mean()
     say(f"channel {channel}: background {background:.1f}, flat field {flat.min():.2f} to {flat.max():.2f}")
     return Shading(flat.astype(np.float32), background)
+
+
+def _basic_field(planes: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Return the flat field that BaSiC finds (Peng et al. 2017, doi:10.1038/ncomms14836), on blocks."""
+    try:
+        from basicpy import BaSiC
+    except ImportError as error:
+        raise MissingExtraError("basicpy", "basic") from error
+    basic = BaSiC(get_darkfield=False)
+    basic.fit(np.maximum(planes, 0))
+    return np.asarray(basic.flatfield, dtype=np.float64)
+
+
+def _between(
+    values: NDArray[np.float64],
+    at: tuple[NDArray[np.float64], NDArray[np.float64]],
+    places: list[NDArray[np.float64]],
+) -> NDArray[np.float64]:
+    """Interpolate values at the blocks' centres linearly at other rows and columns, and on beyond the outermost."""
+    from scipy.interpolate import RegularGridInterpolator
+
+    table = RegularGridInterpolator(at, values, bounds_error=False, fill_value=None)
+    return np.asarray(table(tuple(np.meshgrid(*places, indexing="ij"))))

@@ -1,11 +1,17 @@
-"""A smooth field from two witnesses: the N4 field of the mean tile, and the overlaps.
+"""A smooth field from what the overlaps and the mean tile say of it.
 
-The logarithm of the field is a sum of products of Legendre polynomials over the tile, without the constant. Each
-witness has a mean and a precision; they are combined as Gaussians, together with what flat fields usually look like.
+The logarithm of the field is a sum of products of Legendre polynomials over the tile, without the constant. Such
+coefficients of a smooth function fall off geometrically with their degree. How large they are and how fast they fall
+is not known beforehand: all answers are tried, and each counts by how likely it makes what was seen (its evidence).
+
+References
+----------
+D. J. C. MacKay, "Bayesian interpolation", Neural Computation 4 (1992), doi:10.1162/neco.1992.4.3.415.
 """
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,13 +21,12 @@ from numpy.typing import NDArray
 from cloudreg.flatfield.mean_tile import MeanTile
 from cloudreg.flatfield.overlaps import Overlaps
 
-# How large coefficients are, by degree: light falls off nearly as a paraboloid.
-_USUAL = np.array([np.inf, 0.3, 0.3, 0.03, 0.03, 0.01, 0.01])
-_DEGREE = len(_USUAL) - 1
+_DEGREE = 6
 _ORDERS = [(i, j) for i in range(_DEGREE + 1) for j in range(_DEGREE + 1) if 0 < i + j <= _DEGREE]
-# Tiles of one brain are no independent draws: cortex lies at the border, ventricles in the middle. Their scatter
-# understates how wrong their mean is, on tiles cut from whole brains five to ten times.
-_DOUBT = 7.0
+# Sizes of the coefficients of degree 1 (from 0.5 % to a field that is dark at one border), and by how much each degree
+# is smaller than the one before.
+_SIZES = np.geomspace(0.005, 0.7, 12)
+_FALLS = (0.1, 0.2, 0.3, 0.45, 0.65, 0.9)
 _OUTLIER = 2.0
 _PASSES = 15
 
@@ -48,35 +53,38 @@ def evaluate(coefficients: NDArray[np.float64], y: NDArray[np.float64], x: NDArr
     return np.asarray(legvander(y, _DEGREE) @ table @ legvander(x, _DEGREE).T)
 
 
-def witness_of_mean(field: NDArray[np.float64], mean: MeanTile, functions: NDArray[np.float64]) -> Witness:
-    """Project the logarithm of a field onto the functions; the scatter of the tiles tells how sure it is.
+def witness_of_mean(mean: MeanTile, functions: NDArray[np.float64]) -> Witness:
+    """Fit the functions to a mean tile; the scatter of the tiles tells how sure they are.
 
-    The variance is that of a weighted least-squares fit with the tiles as clusters (Liang and Zeger 1986,
-    doi:10.1093/biomet/73.1.13).
+    The variance of a weighted least-squares fit with the tiles as clusters (Liang and Zeger 1986,
+    doi:10.1093/biomet/73.1.13) falls with the number of tiles, as if they were independent draws. Tiles of one brain
+    are not: cortex lies at the border and ventricles in the middle, whatever their number. So the mean is believed no
+    more than one tile is, and its errors, which all functions share, no more than one function's.
     """
-    with_constant = np.concatenate([np.ones((1, *field.shape)), functions]).reshape(len(functions) + 1, -1)
+    with_constant = np.concatenate([np.ones((1, *mean.log.shape)), functions]).reshape(len(functions) + 1, -1)
     weighted = with_constant * mean.weight.ravel()
     # The ridge keeps what no plane shows from being extrapolated.
     normal = weighted @ with_constant.T + 1e-6 * mean.weight.sum() * np.eye(len(with_constant))
-    coefficients = np.linalg.solve(normal, weighted @ field.ravel())
+    coefficients = np.linalg.solve(normal, weighted @ mean.log.ravel())
     influence = np.linalg.solve(normal, with_constant @ mean.residual.reshape(len(mean.residual), -1).T)
     tiles = int(np.count_nonzero(np.abs(mean.residual).sum(axis=(1, 2))))
     variance = (influence**2).sum(axis=1) * tiles / max(tiles - 1, 1)
-    return Witness(coefficients[1:], variance[1:])
+    return Witness(coefficients[1:], variance[1:] * tiles * len(functions))
 
 
 def combine(mean: Witness, overlaps: Overlaps) -> NDArray[np.float64]:
-    """Return the coefficients that both witnesses and the usual shape make most likely.
+    """Return the coefficients that the overlaps, the mean tile and a smooth field's usual fall-off make most likely.
 
     Equations of the overlaps that disagree with the rest lose their weight. Where there are none, the mean tile's
     coefficients are returned as they are.
     """
     if not overlaps.ratio.size:
         return mean.mean
-    doubt = _DOUBT**2 * mean.variance + 1e-8
-    usual = np.array([_USUAL[i + j] ** 2 for i, j in _ORDERS])
-    precision, pull = np.diag(1 / doubt + 1 / usual), mean.mean / doubt
-    coefficients = np.linalg.solve(precision, pull)
+    precision = 1 / (mean.variance + 1e-9)
+    pull = precision * mean.mean
+    degrees = np.array([i + j for i, j in _ORDERS])
+    usual = [(size * fall ** (degrees - 1.0)) ** -2 for size, fall in itertools.product(_SIZES, _FALLS)]
+    coefficients = np.zeros(len(_ORDERS))
     design, ratio = overlaps.design, overlaps.ratio
     for _ in range(_PASSES):
         rest = ratio - design @ coefficients
@@ -87,5 +95,19 @@ def combine(mean: Witness, overlaps: Overlaps) -> NDArray[np.float64]:
         together = max(1.0, float((pulls**2).sum() / max(((weight * rest) ** 2).sum(), 1e-12)))
         variance = together * (float((weight * rest**2).sum() / weight.sum()) + 1e-12)
         weighted = design.T * (weight / variance)
-        coefficients = np.linalg.solve(weighted @ design + precision, weighted @ ratio + pull)
-    return np.asarray(coefficients)
+        coefficients = _average(weighted @ design + np.diag(precision), weighted @ ratio + pull, usual)
+    return coefficients
+
+
+def _average(
+    normal: NDArray[np.float64], right: NDArray[np.float64], usual: list[NDArray[np.float64]]
+) -> NDArray[np.float64]:
+    """Solve for each usual precision of the coefficients, and average the solutions by their evidence."""
+    solutions, evidence = [], []
+    for precision in usual:
+        posterior = normal + np.diag(precision)
+        solution = np.linalg.solve(posterior, right)
+        solutions.append(solution)
+        evidence.append(np.log(precision).sum() - np.linalg.slogdet(posterior)[1] + right @ solution)
+    share = np.exp(0.5 * (np.array(evidence) - max(evidence)))
+    return np.asarray(share @ np.array(solutions) / share.sum())

@@ -1,4 +1,4 @@
-"""The mean tile, made so that a sparse brain does not show in it, and the N4 field of it."""
+"""The mean tile, made so that a sparse brain does not show in it, and the N4 field of a tile."""
 
 from __future__ import annotations
 
@@ -93,21 +93,21 @@ def find_mean_tile(light: NDArray[np.float32], tissue: NDArray[np.bool_]) -> Mea
     return MeanTile(factor, seen, (weight * rest).sum(axis=1, dtype=np.float64))
 
 
-def n4_field(mean_tile: MeanTile, spline_distance_fraction: float) -> NDArray[np.float64]:
-    """Return the logarithm of the N4 bias field (Tustison et al. 2010, doi:10.1109/TMI.2010.2046908) of a mean tile.
+def n4_field(tile: NDArray[np.float64], spline_distance_fraction: float) -> NDArray[np.float64]:
+    """Return the logarithm of the N4 bias field (Tustison et al. 2010, doi:10.1109/TMI.2010.2046908) of a tile.
 
     Parameters
     ----------
-    mean_tile
-        Places that no plane showed are masked.
+    tile
+        (rows, columns), brightness; places that are not above 0 are masked.
     spline_distance_fraction
         Distance of the control points at the first of three levels, as a fraction of the tile's longer side.
     """
     import SimpleITK as sitk
 
-    rows, columns = mean_tile.log.shape
-    image = sitk.GetImageFromArray(np.exp(mean_tile.log).astype(np.float32))
-    mask = sitk.GetImageFromArray((mean_tile.weight > 0).astype(np.uint8))
+    rows, columns = tile.shape
+    image = sitk.GetImageFromArray(np.maximum(tile, 0).astype(np.float32))
+    mask = sitk.GetImageFromArray((tile > 0).astype(np.uint8))
     n4 = sitk.N4BiasFieldCorrectionImageFilter()
     n4.SetMaximumNumberOfIterations(list(_N4_ITERATIONS))
     n4.SetConvergenceThreshold(1e-6)

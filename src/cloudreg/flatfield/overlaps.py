@@ -4,24 +4,29 @@ Where two tiles overlap, one piece of tissue is seen twice, at opposite borders 
 pictures is the ratio of the flat field at two places, whatever the tissue: it measures how the light falls off, where
 a mean over few tiles also measures the brain. Flat fields from displaced pictures of the same scene are due to Kuhn,
 Lin and Loranz 1991 (doi:10.1086/132932).
+
+The stage errs by some pixels, and tissue compared with its surroundings is a wrong ratio: the two pictures are first
+moved so that the ratio is as even as it can be.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cloudreg.tiles import Acquisition
 
-Scalar = TypeVar("Scalar", bound=np.generic)
-
 # A block must be seen in this part of the depths, so that its median is not one vessel.
 _LEAST_PLANES = 0.2
+# The stage's error that is looked for, as a fraction of the tile's longer side.
+_STAGE_ERROR = 0.05
+# Fewer values than this say nothing about where the tiles lie.
+_FEWEST_VALUES = 64
 
 
 @dataclass(frozen=True)
@@ -50,7 +55,7 @@ def compare_overlaps(
     block_px: int,
     threshold: float,
 ) -> Overlaps:
-    """Compare each tile with its right and its lower neighbour, where they overlap by the stage's positions.
+    """Compare each tile with its right and its lower neighbour, where they overlap.
 
     Parameters
     ----------
@@ -66,51 +71,115 @@ def compare_overlaps(
         Blocks count where the geometric mean of both pictures is brighter. It favours neither picture, so that the
         choice does not shift their ratio.
     """
+    # Whole blocks only: those that the tile's edge cuts are not where a lattice would have them.
+    rows, columns = (n // block_px for n in acquisition.tile_shape[1:])
+    log = np.log(np.maximum(light[..., :rows, :columns], np.float32(1e-6)))
+    functions = basis[:, :rows, :columns]
+    reach = max(1, round(_STAGE_ERROR * max(rows, columns)))
     designs, ratios, pairs = [np.empty((0, len(basis)))], [np.empty(0)], [np.empty(0, np.intp)]
     for number, (first, second, axis) in enumerate(_neighbours(acquisition)):
-        view = _Overlap.between(
-            acquisition.pitch_px[axis] / block_px, acquisition.tile_shape[1 + axis] // block_px, axis
-        )
-        here, there = view.of_first(light[first]), view.of_second(light[second])
-        seen = (here > 0) & (there > 0) & (here * there > threshold**2)
+        step = [0.0, 0.0]
+        step[axis] = acquisition.pitch_px[axis] / block_px
+        found = _Shifted.best(log[first], log[second], step, reach, 2 * math.log(threshold))
+        if found is None:
+            continue
+        difference, seen = found.compare(log[first], log[second], 2 * math.log(threshold))
         usable = seen.sum(axis=0) >= max(1, _LEAST_PLANES * len(seen))
         if not usable.any():
             continue
-        ratio = np.log(np.divide(here, there, where=seen, out=np.full(seen.shape, np.nan)))
-        design = view.of_first(basis) - view.of_second(basis)
-        ratios.append(np.nanmedian(ratio[:, usable], axis=0))
+        difference = np.where(seen, difference, np.nan)
+        design = found.of_first(functions) - found.of_second(functions)
+        ratios.append(np.nanmedian(difference[:, usable], axis=0))
         designs.append(design[:, usable].T)
         pairs.append(np.full(int(usable.sum()), number))
     return Overlaps(np.concatenate(designs), np.concatenate(ratios), np.concatenate(pairs))
 
 
 @dataclass(frozen=True)
-class _Overlap:
-    """Where the overlap of two neighbours lies in the stacks of blocks (n, rows, columns) of each.
+class _Shifted:
+    """Two tiles of blocks, the second's first block at ``step`` in the first's; it is interpolated onto the first."""
 
-    The second's blocks are interpolated linearly between two of them, onto those of the first.
-    """
-
-    axis: int
-    here: NDArray[np.intp]
-    there: NDArray[np.intp]
-    part: NDArray[np.float32]
+    step: tuple[float, float]
+    shape: tuple[int, int]
 
     @staticmethod
-    def between(pitch: float, length: int, axis: int) -> _Overlap:
-        """Describe it by the tiles' distance along an axis and the number of whole blocks, those cut being left out."""
-        here = np.arange(math.ceil(pitch), length)
-        there = np.floor(here - pitch).astype(np.intp)
-        here, there = here[there + 1 < length], there[there + 1 < length]
-        part = (here - pitch - there).astype(np.float32)
-        return _Overlap(1 + axis, here, there, part[:, None] if axis == 0 else part[None, :])
+    def best(
+        first: NDArray[np.float32], second: NDArray[np.float32], step: list[float], reach: int, threshold: float
+    ) -> _Shifted | None:
+        """Return the shift near the stage's at which the pictures differ by the least varying ratio.
 
-    def of_first(self, blocks: NDArray[Scalar]) -> NDArray[Scalar]:
-        return blocks.take(self.here, self.axis)
+        The ratio of the fields varies too, but slowly: its slope along both axes is left out of the variation.
+        """
+        shape = first.shape[-2], first.shape[-1]
+        window = range(-reach, reach + 1)
+        score = np.full((len(window), len(window)), np.inf)
+        for i, j in itertools.product(range(len(window)), repeat=2):
+            tried = _Shifted((step[0] + window[i], step[1] + window[j]), shape)
+            difference, seen = tried.compare(first, second, threshold)
+            if seen.sum() >= _FEWEST_VALUES:
+                score[i, j] = _variation(difference, seen)
+        if not np.isfinite(score).any():
+            return None
+        i, j = (int(k) for k in np.unravel_index(int(score.argmin()), score.shape))
+        return _Shifted(
+            (step[0] + window[i] + _vertex(score[:, j], i), step[1] + window[j] + _vertex(score[i], j)), shape
+        )
 
-    def of_second(self, blocks: NDArray[Any]) -> NDArray[Any]:
-        before, after = blocks.take(self.there, self.axis), blocks.take(self.there + 1, self.axis)
-        return np.asarray((1 - self.part) * before + self.part * after)
+    def of_first(self, blocks: NDArray[np.floating]) -> NDArray[np.floating]:
+        """Return the part of the first's blocks (n, rows, columns) that the second covers."""
+        rows, columns = (self._along(axis)[0] for axis in (0, 1))
+        if not len(rows) or not len(columns):
+            return blocks[:, :0, :0]
+        return blocks[:, rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+
+    def of_second(self, blocks: NDArray[np.floating]) -> NDArray[np.floating]:
+        """Return the second's blocks at the places of `of_first`, linear between blocks."""
+        result = blocks
+        for axis in (0, 1):
+            _, below, part = self._along(axis)
+            if not len(below):
+                return blocks[:, :0, :0]
+            share = part if axis else part[:, None]
+            result = result.take(below, 1 + axis) * (1 - share) + result.take(below + 1, 1 + axis) * share
+        return np.asarray(result)
+
+    def compare(
+        self, first: NDArray[np.float32], second: NDArray[np.float32], threshold: float
+    ) -> tuple[NDArray[np.floating], NDArray[np.bool_]]:
+        """Return first minus second, and where both are bright enough together."""
+        here, there = self.of_first(first), self.of_second(second)
+        # Black blocks are far below any tissue.
+        return here - there, (here + there > threshold) & (np.minimum(here, there) > threshold / 2 - 3)
+
+    def _along(self, axis: int) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.float32]]:
+        """Blocks of the first, the lower of the two blocks of the second at each, and the weight of the upper."""
+        step, length = self.step[axis], self.shape[axis]
+        here = np.arange(max(0, math.ceil(step)), min(length, length + math.floor(step)))
+        there = np.floor(here - step).astype(np.intp)
+        inside = (there >= 0) & (there + 1 < length)
+        here, there = here[inside], there[inside]
+        return here, there, (here - step - there).astype(np.float32)
+
+
+def _variation(difference: NDArray[np.floating], seen: NDArray[np.bool_]) -> float:
+    """Median size of what is left of the seen differences without a plane over the overlap."""
+    count = np.maximum(seen.sum(axis=0), 1)
+    mean = np.where(seen, difference, 0).sum(axis=0) / count
+    weight = seen.sum(axis=0).astype(float).ravel()
+    y, x = (axis.ravel() for axis in np.mgrid[: mean.shape[0], : mean.shape[1]].astype(float))
+    design = np.stack([np.ones_like(y), y, x], axis=1)
+    scaled = design * weight[:, None]
+    plane = design @ np.linalg.lstsq(scaled.T @ design, scaled.T @ mean.ravel(), rcond=None)[0]
+    return float(np.median(np.abs(difference - plane.reshape(mean.shape))[seen]))
+
+
+def _vertex(values: NDArray[np.float64], at: int) -> float:
+    """Where the parabola through the least value and its neighbours has its vertex, from that value."""
+    if not 0 < at < len(values) - 1 or not np.isfinite(values[at - 1 : at + 2]).all():
+        return 0.0
+    left, middle, right = values[at - 1 : at + 2]
+    curvature = left - 2 * middle + right
+    return float(np.clip(0.5 * (left - right) / curvature, -0.5, 0.5)) if curvature > 0 else 0.0
 
 
 def _neighbours(acquisition: Acquisition) -> Iterator[tuple[int, int, int]]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from cloudreg.io.tiff_writing import TiffBoxes, create_tiff, create_tiff_series,
 from cloudreg.io.verify import verify_volume
 from cloudreg.io.volume import Volume
 from cloudreg.io.writing import require_new, writable_format, write_volume
-from cloudreg.space import Box
+from cloudreg.space import Box, Grid
 
 
 def convert(
@@ -93,10 +94,8 @@ def convert(
     match form:
         case "chunked":
             written = _to_chunks(reader, destination, engine, ledger, sharded)
-        case "tiff":
+        case "tiff" | "tiff-series":
             written = _to_tiff(reader, Path(destination), engine, ledger)
-        case "tiff-series":
-            written = _to_series(reader, Path(destination), engine, ledger)
         case _:
             written = _to_whole_file(reader, Path(destination), engine)
     if verify:
@@ -164,53 +163,60 @@ def _to_whole_file(reader: _Reader, file: Path, engine: Engine) -> Volume:
     return write_volume(file, array, volume.grid, kind=volume.kind, orientation=volume.orientation)
 
 
-def _to_tiff(reader: _Reader, file: Path, engine: Engine, ledger: Ledger | None) -> Volume:
-    require_new(file, overwrite=False)
+def _to_tiff(reader: _Reader, place: Path, engine: Engine, ledger: Ledger | None) -> Volume:
     volume = reader.volume
-
-    def create(temporary: Path) -> TiffBoxes:
-        return create_tiff(temporary, volume.channels, volume.grid, reader.dtype)
-
-    return _to_boxes(reader, file, create, engine, ledger)
-
-
-def _to_series(reader: _Reader, folder: Path, engine: Engine, ledger: Ledger | None) -> Volume:
-    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
-        raise InputError(f"expected nothing or an empty folder at {folder}, got something else: choose a new place")
-    volume = reader.volume
-
-    def create(temporary: Path) -> TiffBoxes:
-        temporary.mkdir(exist_ok=True)
-        return create_tiff_series(temporary, volume.channels, volume.grid, reader.dtype)
-
-    return _to_boxes(reader, folder, create, engine, ledger)
-
-
-def _to_boxes(
-    reader: _Reader, place: Path, create: Callable[[Path], TiffBoxes], engine: Engine, ledger: Ledger | None
-) -> Volume:
-    """Write to a place beside the one wanted, and put it there when it is whole."""
-    volume = reader.volume
-    require_tiff_type(reader.dtype, place)
-    place.parent.mkdir(parents=True, exist_ok=True)
-    temporary = place.with_name(f".unfinished.{place.name}")
-    if ledger is None or not temporary.exists():
-        _remove(temporary)
-        require_free_space(place.parent, reader.bytes, str(place))
-        if ledger is not None:
-            ledger.clear()
-    try:
-        task = _CopyBox(reader, create(temporary))
+    with new_tiff(place, volume.grid, reader.dtype, ledger, channels=volume.channels) as files:
+        task = _CopyBox(reader, files)
         voxel_bytes = 2 * reader.dtype.itemsize + reader.bytes_per_voxel
         boxes = blocks_within(volume.grid.shape, volume.chunk, voxel_bytes, engine.memory_per_block_bytes)
         items = [_Item(channel, box) for channel in range(volume.channels) for box in boxes]
         sizes = [item.box.size * reader.dtype.itemsize for item in items]
         engine.run(task, items, label="Writing planes", ledger=ledger, sizes=sizes)
+    return open_volume(place, kind=volume.kind)
+
+
+@contextmanager
+def new_tiff(
+    place: Path, grid: Grid, dtype: np.dtype[Any], ledger: Ledger | None, *, channels: int = 1
+) -> Iterator[TiffBoxes]:
+    """Give a TIFF, or a folder of TIFF planes, to be filled; it stands at its place when the body ends.
+
+    Parameters
+    ----------
+    place
+        New; a name without suffix is a folder.
+    grid, dtype, channels
+        Of the volume.
+    ledger
+        With one, what a killed run left is gone on with; it is cleared where there is nothing. Without, nothing is
+        left behind.
+
+    Raises
+    ------
+    InputError
+        If something is at the place, TIFF has no such type, or the disk is too small.
+    """
+    series = writable_format(place) == "tiff-series"
+    if not series:
+        require_new(place, overwrite=False)
+    elif place.exists() and not (place.is_dir() and not any(place.iterdir())):
+        raise InputError(f"expected nothing or an empty folder at {place}, got something else: choose a new place")
+    require_tiff_type(dtype, place)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    temporary = place.with_name(f".unfinished.{place.name}")
+    if ledger is None or not temporary.exists():
+        _remove(temporary)
+        require_free_space(place.parent, int(np.prod(grid.shape)) * channels * dtype.itemsize, str(place))
+        if ledger is not None:
+            ledger.clear()
+    try:
+        if series:
+            temporary.mkdir(exist_ok=True)
+        yield (create_tiff_series if series else create_tiff)(temporary, channels, grid, dtype)
         temporary.replace(place)
     finally:
         if ledger is None:
             _remove(temporary)
-    return open_volume(place, kind=volume.kind)
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,7 @@ class TiffBoxes:
     shape: tuple[int, int, int, int]
     dtype: np.dtype[Any]
 
-    def write(self, box: Box, array: NDArray[Any], channel: int) -> None:
+    def write(self, box: Box, array: NDArray[Any], channel: int = 0) -> None:
         """Write a box of one channel, shape (z, y, x)."""
         _, depth, height, width = self.shape
         array = np.ascontiguousarray(array, self.dtype)

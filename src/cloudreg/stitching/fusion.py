@@ -11,7 +11,8 @@ import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 from numba import njit
@@ -19,9 +20,13 @@ from numpy.typing import NDArray
 
 from cloudreg.errors import InputError
 from cloudreg.execution import Engine, Ledger
-from cloudreg.io import Volume, VolumeWriter, build_pyramid, create_volume
+from cloudreg.io import Volume, build_pyramid, create_volume, open_volume
+from cloudreg.io.convert import new_tiff
+from cloudreg.io.writing import writable_format
 from cloudreg.settings import FusionSettings
 from cloudreg.space import Box, Grid, split
+from cloudreg.stitching.content import content_part, content_weights
+from cloudreg.stitching.exposure import Exposure, balance_exposure
 from cloudreg.tiles import Acquisition, Project, Tile
 from cloudreg.tiles.project import require_same_grid
 
@@ -29,6 +34,10 @@ if TYPE_CHECKING:
     from cloudreg.flatfield import Shading
 
 Array = NDArray[Any]
+Blending = Literal["cosine", "linear", "content"]
+
+# A TIFF is written in blocks of whole planes, or of so many rows.
+_TIFF_UNIT = (1, 256, 1 << 30)
 
 
 def fuse(
@@ -54,9 +63,10 @@ def fuse(
     shading
         Applied to each plane as it is read, or None.
     path
-        New chunked volume, or one of the same description that was not finished.
+        New chunked volume, or one of the same description that was not finished; or a new TIFF, or folder of TIFF
+        planes, which have no pyramid.
     settings
-        Blending, depth and chunks.
+        Blending, depth, chunks, and whether exposures are balanced.
     engine, ledger
         Run the blocks, and remember which are done.
     orientation
@@ -76,14 +86,36 @@ def fuse(
     acquisition.require_channel(channel)
     places = tile_boxes(acquisition, project)
     grid = canvas_grid(places, acquisition.voxel_size_um, settings.depth)
+    exposures: tuple[Exposure, ...] = ()
+    if settings.balance_exposure:
+        exposures = balance_exposure(acquisition, channel, shading, places, engine)
+
+    def blocks(writer: Writes, unit: Sequence[int]) -> None:
+        """Fuse and write all blocks that are not done."""
+        task = FuseBlock(
+            acquisition,
+            channel,
+            shading,
+            tuple(places),
+            _origin(places, settings.depth),
+            settings.blending,
+            writer,
+            exposures,
+        )
+        memory = engine.memory_per_block_bytes
+        content = settings.blending == "content"
+        block = block_shape(grid.shape, unit, acquisition, memory, 2 * engine.workers, content=content)
+        engine.run(task, split(grid.shape, block), label=f"fuse channel {channel}", ledger=ledger)
+
+    form = writable_format(path)
+    if form in ("tiff", "tiff-series"):
+        with new_tiff(Path(path), grid, acquisition.dtype, ledger) as files:
+            blocks(files, [min(n, u) for n, u in zip(grid.shape, _TIFF_UNIT, strict=True)])
+        return open_volume(path)
+    if form != "chunked":
+        raise InputError(f"expected .ome.zarr, precomputed:// or TIFF for a fused volume, got {path}: convert it then")
     writer = create_volume(path, grid, acquisition.dtype, orientation=orientation, chunk=settings.chunk)
-    task = FuseBlock(
-        acquisition, channel, shading, tuple(places), _origin(places, settings.depth), settings.blending, writer
-    )
-    block = block_shape(
-        grid.shape, writer.block_shape(), acquisition, engine.memory_per_block_bytes, 2 * engine.workers
-    )
-    engine.run(task, split(grid.shape, block), label=f"fuse channel {channel}", ledger=ledger)
+    blocks(writer, writer.block_shape())
     build_pyramid(writer, engine=engine, ledger=ledger)
     return writer.complete()
 
@@ -137,7 +169,13 @@ def canvas_grid(
 
 
 def block_shape(
-    shape: Sequence[int], smallest: Sequence[int], acquisition: Acquisition, memory_bytes: int, fewest: int = 1
+    shape: Sequence[int],
+    smallest: Sequence[int],
+    acquisition: Acquisition,
+    memory_bytes: int,
+    fewest: int = 1,
+    *,
+    content: bool = False,
 ) -> tuple[int, int, int]:
     """Return the largest block that fits in memory: whole planes if they do, so that each is read once.
 
@@ -155,6 +193,8 @@ def block_shape(
         What one block may use, see `block_bytes`; the smallest block is returned even if it uses more.
     fewest
         Number of blocks wanted.
+    content
+        Whether tiles are weighed by their content.
     """
     side = 2 * max(acquisition.tile_shape[1:])
     units = [math.ceil(n / s) for n, s in zip(shape, smallest, strict=True)]
@@ -162,7 +202,9 @@ def block_shape(
 
     def too_large(block: list[int]) -> bool:
         blocks = math.prod(math.ceil(u / c) for u, c in zip(units, counts, strict=True))
-        return block_bytes(block, acquisition) > memory_bytes or (blocks < fewest and max(block[1:]) > side)
+        return block_bytes(block, acquisition, content=content) > memory_bytes or (
+            blocks < fewest and max(block[1:]) > side
+        )
 
     while too_large(block := [c * s for c, s in zip(counts, smallest, strict=True)]) and max(counts) > 1:
         axis = 1 if counts[2] == 1 or (counts[1] > 1 and block[1] >= block[2]) else 2
@@ -171,22 +213,29 @@ def block_shape(
     return z, y, x
 
 
-def block_bytes(block: Sequence[int], acquisition: Acquisition) -> int:
-    """Most that fusing one block holds: the block and its copy in the writer, two sums of a plane, one raw plane."""
+def block_bytes(block: Sequence[int], acquisition: Acquisition, *, content: bool = False) -> int:
+    """Most that fusing one block holds: block and copy in the writer, two sums, a raw plane, its content if wanted."""
     z, y, x = block
     _, height, width = acquisition.tile_shape
     pixel = acquisition.dtype.itemsize
-    return y * x * (z * 2 * pixel + 8) + height * width * 2 * pixel
+    return y * x * (z * 2 * pixel + 8) + height * width * (2 * pixel + (30 if content else 0))
 
 
-def edge_weights(length: int, overlap: float, blending: Literal["cosine", "linear"]) -> NDArray[np.float32]:
+def edge_weights(length: int, overlap: float, blending: Blending) -> NDArray[np.float32]:
     """Return a tile's weight along one axis: above 0, rising over ``overlap`` pixels from both edges to 1.
 
     The weights of two tiles that overlap by so much add up to 1.
     """
     distance = np.minimum(np.arange(length), np.arange(length)[::-1]) + 0.5
     ramp = np.minimum(distance / max(overlap, 1.0), 1.0)
-    return (np.sin(0.5 * np.pi * ramp) ** 2 if blending == "cosine" else ramp).astype(np.float32)
+    return (ramp if blending == "linear" else np.sin(0.5 * np.pi * ramp) ** 2).astype(np.float32)
+
+
+class Writes(Protocol):
+    """What blocks are written to."""
+
+    def write(self, box: Box, array: Array) -> None:
+        """Write the voxels (z, y, x) of a box."""
 
 
 @dataclass(frozen=True)
@@ -198,8 +247,9 @@ class FuseBlock:
     shading: Shading | None
     places: tuple[Box, ...]
     origin: tuple[int, int, int]
-    blending: Literal["cosine", "linear"]
-    writer: VolumeWriter
+    blending: Blending
+    writer: Writes
+    exposures: tuple[Exposure, ...] = ()
 
     def __call__(self, box: Box) -> None:
         """Fuse the voxels of a box of the canvas."""
@@ -212,28 +262,52 @@ class FuseBlock:
         columns = edge_weights(width, width * horizontal, self.blending)
         # Always in the order of the tiles: sums of floats depend on it.
         parts = [
-            (tile, place, part, self._observed(tile))
-            for tile, place in zip(self.acquisition.tiles, self.places, strict=True)
+            (tile, place, part, self._observed(tile), exposure)
+            for tile, place, exposure in zip(
+                self.acquisition.tiles, self.places, self.exposures or (Exposure(),) * len(self.places), strict=True
+            )
             if (part := place.intersection(here)).size
         ]
         total, weight = np.empty((2, *box.shape[1:]), dtype=np.float32)
         for z in range(here.start[0], here.stop[0]):
             total[:] = 0
             weight[:] = 0
-            for tile, place, part, observed in parts:
+            for tile, place, part, observed, exposure in parts:
                 plane = z - place.start[0]
                 if not part.start[0] <= z < part.stop[0] or not observed[plane]:
                     continue
                 _, y, x = part.shifted([-v for v in place.start]).slices
                 _, v, u = part.shifted([-s for s in here.start]).slices
-                pixels = self.acquisition.read(tile, self.channel, plane, plane + 1, y, x)[0]
-                if self.shading is None:
-                    _add(total[v, u], weight[v, u], pixels, rows[y], columns[x])
-                else:
-                    flat, background = self.shading.flat[y, x], np.float32(self.shading.background)
-                    _add_shaded(total[v, u], weight[v, u], pixels, rows[y], columns[x], flat, background)
+                pixels, content = self._read(tile, plane, y, x)
+                sums = total[v, u], weight[v, u]
+                if self.shading is None and content is None and exposure == Exposure():
+                    _add(*sums, pixels, rows[y], columns[x])
+                    continue
+                one = np.broadcast_to(np.float32(1), pixels.shape)
+                _add_evened(
+                    *sums,
+                    pixels,
+                    rows[y],
+                    columns[x],
+                    one if content is None else content,
+                    one if self.shading is None else self.shading.flat[y, x],
+                    np.float32(0 if self.shading is None else self.shading.background),
+                    np.float32(exposure.gain),
+                    np.float32(exposure.offset),
+                )
             _finish(total, weight, limit, out[z - here.start[0]])
         self.writer.write(box, out)
+
+    def _read(self, tile: Tile, plane: int, y: slice, x: slice) -> tuple[Array, NDArray[np.float32] | None]:
+        """Return a part of a plane, and how much it shows if that counts."""
+        if self.blending != "content":
+            return self.acquisition.read(tile, self.channel, plane, plane + 1, y, x)[0], None
+        _, height, width = self.acquisition.tile_shape
+        rows, columns = content_part(y, height), content_part(x, width)
+        wide = self.acquisition.read(tile, self.channel, plane, plane + 1, rows, columns)[0]
+        content = content_weights(wide, (rows, columns), (y, x))
+        part = slice(y.start - rows.start, y.stop - rows.start), slice(x.start - columns.start, x.stop - columns.start)
+        return np.ascontiguousarray(wide[part]), content
 
     def _observed(self, tile: Tile) -> NDArray[np.bool_]:
         observed = np.zeros(self.acquisition.tile_shape[0], dtype=np.bool_)
@@ -259,15 +333,24 @@ def _add(total: Array, weight: Array, pixels: Array, rows: Array, columns: Array
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def _add_shaded(
-    total: Array, weight: Array, pixels: Array, rows: Array, columns: Array, flat: Array, background: float
+def _add_evened(
+    total: Array,
+    weight: Array,
+    pixels: Array,
+    rows: Array,
+    columns: Array,
+    content: Array,
+    flat: Array,
+    background: float,
+    gain: float,
+    offset: float,
 ) -> None:
-    """Do what `_add` does with ``max(pixels - background, 0) / flat``."""
+    """Do what `_add` does with ``max(pixels - background, 0) / flat * gain + offset``, weighed by the content too."""
     for y in range(pixels.shape[0]):
         for x in range(pixels.shape[1]):
-            w = rows[y] * columns[x] * np.float32(pixels[y, x] != 0)
+            w = rows[y] * columns[x] * content[y, x] * np.float32(pixels[y, x] != 0)
             value = max(np.float32(pixels[y, x]) - background, np.float32(0)) / flat[y, x]
-            total[y, x] += w * value
+            total[y, x] += w * (value * gain + offset)
             weight[y, x] += w
 
 
