@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
+from numba import njit
 from numpy.typing import NDArray
 
 from cloudreg.errors import InputError
@@ -83,12 +84,24 @@ def read_samples(acquisition: Acquisition, channel: int, *, samples: int, workin
 
 def block_means(plane: NDArray[np.generic], block_px: int) -> NDArray[np.float32]:
     """Return the means of a plane's blocks of ``block_px`` x ``block_px`` pixels; those at the end may be smaller."""
-    means: NDArray[np.float64] = plane.astype(np.float64)
-    for axis, length in enumerate(plane.shape):
-        starts = np.arange(0, length, block_px)
-        sizes = np.diff(np.append(starts, length))
-        means = np.add.reduceat(means, starts, axis=axis) / np.expand_dims(sizes, 1 - axis)
-    return means.astype(np.float32)
+    means = np.empty((-(-plane.shape[0] // block_px), -(-plane.shape[1] // block_px)), np.float32)
+    _fill_means(plane, block_px, means)
+    return means
+
+
+@njit(cache=True, nogil=True)
+def _fill_means(plane: NDArray[np.generic], block_px: int, means: NDArray[np.float32]) -> None:
+    """Average block after block, in float64."""
+    height, width = plane.shape
+    for i in range(means.shape[0]):
+        y1 = min((i + 1) * block_px, height)
+        for j in range(means.shape[1]):
+            x1 = min((j + 1) * block_px, width)
+            total = 0.0
+            for y in range(i * block_px, y1):
+                for x in range(j * block_px, x1):
+                    total += np.float64(plane[y, x])
+            means[i, j] = total / ((y1 - i * block_px) * (x1 - j * block_px))
 
 
 def block_centres(length: int, block_px: int) -> NDArray[np.float64]:

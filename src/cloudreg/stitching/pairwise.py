@@ -226,8 +226,7 @@ def _climb(pieces: Sequence[_Piece]) -> tuple[Array, Array, Array, float] | None
         known.update(zip(new, correlations_at(pieces, np.array(new, dtype=int).reshape(-1, 3)).tolist(), strict=True))
         return np.array([known[tuple(lag)] for lag in lags.tolist()])
 
-    wide = _neighbours(2)
-    peak = wide[np.argmax(look(wide))]
+    peak = np.zeros(3, dtype=int)
     while True:
         around = peak + _neighbours(1)
         values = look(around)
