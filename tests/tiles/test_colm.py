@@ -7,7 +7,8 @@ import pytest
 import tifffile
 
 from cloudreg.errors import InputError
-from cloudreg.tiles import damaged_planes, open_acquisition, write_colm
+from cloudreg.tiles import colm, damaged_planes, open_acquisition, write_colm
+from cloudreg.tiles.colm import plane_name
 from cloudreg.tiles.damage import forget_damage
 from cloudreg.tiles.experiment import read_experiment
 
@@ -349,6 +350,28 @@ def test_a_plane_that_cannot_be_read_is_lost_and_named(make_colm, when, change):
     assert str(path) in reason
     assert (opened.lost_planes(opened.tiles[1], 1) == (4,)) == (when == "before")
     forget_damage()
+
+
+def test_folders_of_cells_that_were_not_imaged_are_left_out_and_named(make_colm, monkeypatch):
+    said = []
+    acquisition = make_colm()
+    folder = acquisition.planes_folder / "LOC003"
+    folder.mkdir()
+    monkeypatch.setattr(colm, "say", said.append)
+    open_acquisition(acquisition.path)
+    assert not any("LOC003" in text for text in said)
+    (folder / plane_name(3, 0, 0)).write_bytes(b"")
+    assert len(open_acquisition(acquisition.path).tiles) == 5
+    assert any("says that LOC003 were not imaged, and they hold planes: left out" in text for text in said)
+
+
+def test_descriptions_within_the_view_are_found(make_colm):
+    acquisition = make_colm()
+    before = acquisition.fingerprint((0,))
+    for name in ("Experiment.ini", "Scanned Cells.txt"):
+        (acquisition.path / name).rename(acquisition.planes_folder / name)
+    for path in (acquisition.path, acquisition.planes_folder):
+        assert open_acquisition(path).fingerprint((0,)) == before
 
 
 def test_an_unknown_channel_is_refused(make_colm):

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -22,6 +23,7 @@ from cloudreg.io.remote import RemotePath
 from cloudreg.space import Grid
 from cloudreg.tiles import open_acquisition, read_project, to_project, write_colm, write_project
 from cloudreg.tiles.damage import forget_damage
+from cloudreg.tiles.read_ahead import ReadAhead
 
 SHAPE = (28, 96, 96)
 PITCH = 76
@@ -210,6 +212,19 @@ def test_a_remote_file_is_read_in_parts(s3):
         file.read(1)
 
 
+def test_chunks_of_many_planes_are_decoded_once(stacks, tmp_path):
+    acquisition = open_acquisition(ome_zarrs_that_know_their_place(tmp_path, stacks))
+    assert acquisition.planes_together > 1
+    reads = []
+    read = acquisition.read
+    object.__setattr__(acquisition, "read", lambda *a: reads.append(a[2:4]) or read(*a))
+    tile, part = acquisition.tiles[4], (slice(3, 50), slice(10, 96))
+    ahead = ReadAhead(acquisition, 0)
+    for plane in range(5, 28):
+        np.testing.assert_array_equal(ahead.plane(tile, plane, *part), stacks[1, 1][(plane, *part)])
+    assert len(reads) <= 28 // acquisition.planes_together + 1
+
+
 @pytest.fixture
 def table(stacks, tmp_path):
     """A folder of TIFFs with a table, small enough to be changed again and again."""
@@ -305,6 +320,28 @@ def test_no_link_at_all_is_said_and_placed_by_the_stage(cloudreg, tmp_path):
     assert "WARNING no overlap could be used: all tiles are placed by the stage" in " ".join((out + err).split())
     project = read_project(tmp_path / "placed.xml")
     assert project.position_px(1, 2) == pytest.approx((0, PITCH, 2 * PITCH), abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("stated", "message"),
+    [
+        ("16.5", r"the horizontal overlap is stated as 16\.5%; the tiles overlap by (19|20|21|22)\.\d%"),
+        ("0.5", r"(few horizontal overlaps .* the stated overlap of|the horizontal overlap is stated as) 0\.5%"),
+    ],
+)
+def test_a_wrong_overlap_in_the_description_is_said(stacks, cloudreg, tmp_path, stated, message):
+    raw = colm(tmp_path, stacks)
+    ini = raw / "Experiment.ini"
+    lines = [
+        f'Actual Horizontal Overlap (%) = "{stated}"' if line.startswith("Actual Horizontal") else line
+        for line in ini.read_text().splitlines()
+    ]
+    ini.write_text("\n".join(lines))
+    settings = tmp_path / "settings.yaml"
+    settings.write_text("align:\n  search_um: [8, 10, 10]\n")
+    code, out, err = cloudreg("align", raw, tmp_path / "p.xml", "--settings", settings, "--memory", "1GB")
+    assert code == 0
+    assert re.search(message, " ".join((out + err).split()))
 
 
 def files_of(volume):

@@ -85,7 +85,7 @@ class ColmAcquisition(Acquisition):
         """Return a hash of the description and of the names, sizes and times of these channels' files."""
         digest = hashlib.sha256()
         for name in (INI, SCANNED_CELLS):
-            digest.update(hashlib.sha256((self.path / name).read_bytes()).digest())
+            digest.update(hashlib.sha256((_description(self.path) / name).read_bytes()).digest())
         # The voxel size may have been given instead of read.
         digest.update(repr(self.voxel_size_um).encode())
         for channel in sorted(set(channels)):
@@ -142,8 +142,9 @@ def open_colm(
     if isinstance(path, str):
         path = place_of(path) or Path(path)
     path = _home(path)
-    experiment = read_experiment(path / INI)
-    scanned = read_scanned_cells(path / SCANNED_CELLS, experiment.rows, experiment.columns)
+    described = _description(path)
+    experiment = read_experiment(described / INI)
+    scanned = read_scanned_cells(described / SCANNED_CELLS, experiment.rows, experiment.columns)
     voxel = _voxel_size(path, experiment, voxel_size_um)
     view = path / VIEW
     listed = _listed(view)
@@ -203,6 +204,13 @@ def open_colm(
         _digests={channel: digest.hexdigest() for channel, digest in digests.items()},
         strict=strict,
     )
+    unscanned = [name for number, name in folders.items() if number >= scanned.size or not scanned.flat[number]]
+    unscanned = [name for name in unscanned if any(_PLANE.search(file.name) for file in listed[name])]
+    if unscanned:
+        say(
+            f"{described / SCANNED_CELLS} says that {', '.join(unscanned)} were not imaged, "
+            "and they hold planes: left out"
+        )
     _warn(acquisition, experiment)
     return acquisition
 
@@ -218,9 +226,14 @@ def _home(path: Place) -> Place:
     """Return the folder that holds the view; the view itself is understood too."""
     if isinstance(path, Path) and not path.is_dir():
         raise InputError(f"expected the folder of a raw acquisition at {path}, found {_what(path)}")
-    if path.name == VIEW and not (path / INI).exists() and (path.parent / INI).exists():
+    if path.name == VIEW and ((path.parent / INI).exists() or (path / INI).exists()):
         return path.parent
     return path
+
+
+def _description(path: Place) -> Place:
+    """Return the folder of the two text files: beside the view, or, as the 2021 program's working copies, in it."""
+    return path / VIEW if not (path / INI).exists() and (path / VIEW / INI).exists() else path
 
 
 def _what(path: Place) -> str:
