@@ -8,6 +8,7 @@ import pytest
 
 from cloudreg import cli
 from cloudreg.execution import Engine, progress
+from object_store import KEY, SECRET, S3Server
 
 
 @pytest.fixture
@@ -59,3 +60,24 @@ def refused(cloudreg):
         return lines[0]
 
     return call
+
+
+@pytest.fixture(scope="session")
+def s3_server(tmp_path_factory):
+    """A real S3 server, killed at the end."""
+    server = S3Server(tmp_path_factory.mktemp("s3"))
+    yield server
+    server.kill()
+
+
+@pytest.fixture
+def s3(s3_server, monkeypatch, tmp_path):
+    """The server as this user's one, with the right to write; nothing of the real user is looked at."""
+    for name in [n for n in os.environ if n.startswith(("AWS_", "CLOUD_"))]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", s3_server.endpoint)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", KEY)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
+    return s3_server

@@ -31,11 +31,11 @@ from cloudreg.io.objects import is_remote
 from cloudreg.io.volume import Source
 from cloudreg.regions import evaluate as evaluate_transform
 from cloudreg.registration import OpenRegistration, open_registration
-from cloudreg.run_folder import RunFolder, write_atomically
+from cloudreg.run_folder import RunFolder, content_fingerprint, write_atomically
 from cloudreg.settings import AlignSettings, AtlasSettings, FusionSettings, RunSettings
 from cloudreg.space import Box
 from cloudreg.stitching import reuse_alignment
-from cloudreg.tiles import open_acquisition, read_project, write_project
+from cloudreg.tiles import acquisition_of, open_acquisition, read_project, say_damage, write_project
 from cloudreg.transforms import Frame, Side, apply_points_file, export_transform, load_initial_affine, read_all_points
 from cloudreg.transforms.brainglobe import export_brainglobe
 from cloudreg.transforms.export import FieldFormat
@@ -74,19 +74,21 @@ def demo(out: Path, engine: Engine, *, command: str) -> None:
 
 
 def correct_tiles(
-    raw: Path,
+    raw: str,
     out: Path,
     settings: RunSettings,
     engine: Engine,
     *,
     known: Path | None = None,
     destriping: Destriping | None = None,
+    voxel_size_um: Sequence[float] | None = None,
+    strict: bool = False,
 ) -> None:
     """Write an acquisition anew without background and vignetting, and the fields that were taken off beside it.
 
     The fields are found, or those of other tiles are taken: a folder of ``channel_NN``, or one field for all channels.
     """
-    acquisition = open_acquisition(raw)
+    acquisition = open_acquisition(raw, voxel_size_um=voxel_size_um, strict=strict)
     channels = _chosen(settings.channels, acquisition.channels)
     shadings = {}
     if known is not None:
@@ -105,10 +107,11 @@ def correct_tiles(
     for channel, shading in shadings.items():
         save_shading(shading, out / "shading" / f"channel_{channel:02d}")
     ledger.path.unlink()
+    say_damage()
 
 
 def align(
-    raw: Path,
+    raw: str,
     project: Path,
     settings: AlignSettings,
     engine: Engine,
@@ -118,6 +121,8 @@ def align(
     start: Path | None = None,
     reuse: Path | None = None,
     steps: Path | None = None,
+    voxel_size_um: Sequence[float] | None = None,
+    strict: bool = False,
 ) -> None:
     """Place the tiles of an acquisition, or take the places of another channel; all files written are new."""
     if reuse is not None and (start is not None or steps is not None):
@@ -125,19 +130,34 @@ def align(
     _require_new(project)
     if steps is not None:
         _require_new(steps)
-    acquisition = open_acquisition(raw)
+    acquisition = open_acquisition(raw, voxel_size_um=voxel_size_um, strict=strict)
     if reuse is not None:
         write_project(reuse_alignment(read_project(reuse), acquisition, channel), project, step="merging")
     else:
         pipeline.align_tiles(acquisition, channel, shading, project, settings, engine, start=start, steps=steps)
+    say_damage()
 
 
 def fuse(
-    project: Path, out: str, settings: FusionSettings, engine: Engine, *, channel: int, shading: Path | None
+    project: Path,
+    out: str,
+    settings: FusionSettings,
+    engine: Engine,
+    *,
+    channel: int,
+    shading: Path | None,
+    raw: str | None = None,
+    strict: bool = False,
 ) -> None:
-    """Blend the tiles of a project; they lie where the project says."""
-    acquisition = open_acquisition(read_project(project).stacks_dir.parent)
-    pipeline.fuse_tiles(acquisition, channel, project, shading, out, settings, engine)
+    """Blend the tiles of a project, of ``raw`` or else of the folder that it names; a stopped one goes on."""
+    placed = read_project(project)
+    source = raw or acquisition_of(project, placed)
+    acquisition = open_acquisition(source, voxel_size_um=placed.voxel_size_um, strict=strict)
+    what = [acquisition.fingerprint((channel,)), content_fingerprint(project, shading), settings.model_dump_json(), out]
+    ledger = Ledger(_ledger_path(out, hashlib.sha256(json.dumps(what).encode()).hexdigest()[:16]))
+    pipeline.fuse_tiles(acquisition, channel, project, shading, out, settings, engine, ledger)
+    ledger.clear()
+    say_damage()
 
 
 def convert(

@@ -14,7 +14,7 @@ from cloudreg.execution import Engine, Ledger, require_free_space
 from cloudreg.flatfield.destripe import Destriping
 from cloudreg.flatfield.shading import Shading
 from cloudreg.io.dtypes import to_dtype
-from cloudreg.tiles import Acquisition, open_acquisition
+from cloudreg.tiles import Acquisition, open_colm
 from cloudreg.tiles.colm import VIEW, ColmAcquisition, folder_name, plane_name
 from cloudreg.tiles.colm_writer import describe, write_description
 from cloudreg.tiles.plane_files import write_plane
@@ -112,7 +112,7 @@ def correct_tiles(
         ),
         scanned,
     )
-    return open_acquisition(out)
+    return open_colm(out)
 
 
 def _correct(
@@ -123,6 +123,8 @@ def _correct(
     location = tile.row * acquisition.columns + tile.column
     for plane in range(part.start, part.stop):
         raw = acquisition.read(tile, part.channel, plane, plane + 1)
+        if not raw.any():
+            continue  # it can't be read, or is black: lost
         even = shadings[part.channel].apply(raw)[0]
         if destriping is not None:
             even = destriping.apply(even)
