@@ -38,7 +38,16 @@ def _whole_numbers(text: str) -> tuple[int, ...]:
         raise typer.BadParameter(f"expected whole numbers with commas between, such as 0,1; got {text!r}") from error
 
 
-Raw = Annotated[Path, typer.Argument(help="Folder of a COLM acquisition (the one with Experiment.ini).")]
+Raw = Annotated[
+    str,
+    typer.Argument(
+        help="Folder or s3://… of a COLM acquisition (the one with Experiment.ini), or of OME-TIFF or OME-Zarr tiles; "
+        "a table of tiles (.csv, .yaml); a TeraStitcher project (.xml)."
+    ),
+]
+Strict = Annotated[
+    bool, typer.Option("--strict", help="Stop at a plane that can't be read, instead of taking it for lost.")
+]
 VolumeIn = Annotated[str, typer.Argument(help="TIFF, folder of TIFFs, NIfTI, NRRD, OME-Zarr or precomputed volume.")]
 VolumeOut = Annotated[
     str, typer.Argument(help="New volume: *.ome.zarr, precomputed://PATH, *.tif, *.nii.gz or *.nrrd.")
@@ -165,6 +174,8 @@ def run(
     orientation: Orientation = None,
     resolution: Resolution = None,
     device: Device = None,
+    voxel_size: VoxelSize = None,
+    strict: Strict = False,
     workers: Workers = None,
     memory: Memory = None,
     cluster: Cluster = None,
@@ -182,7 +193,7 @@ def run(
         registration__device=device,
     )
     with _engine(workers, memory, cluster) as engine:
-        pipeline.run(raw, out, chosen, engine, command=_command())
+        pipeline.run(raw, out, chosen, engine, command=_command(), voxel_size_um=voxel_size, strict=strict)
 
 
 @app.command("correct-tiles")
@@ -194,17 +205,32 @@ def correct_tiles(
         Path | None,
         typer.Option("--shading", help="Known fields (shading, or shading/channel_NN, of a run); else found."),
     ] = None,
+    destripe: Annotated[
+        Literal["rows", "columns"] | None, typer.Option("--destripe", help="Take out stripes along rows or columns.")
+    ] = None,
     settings: Settings = None,
+    voxel_size: VoxelSize = None,
+    strict: Strict = False,
     workers: Workers = None,
     memory: Memory = None,
     cluster: Cluster = None,
 ) -> None:
     """Remove background and vignetting from raw tiles."""
     from cloudreg import commands
+    from cloudreg.flatfield.destripe import Destriping
 
     chosen = _settings(settings, channels=channels)
     with _engine(workers, memory, cluster) as engine:
-        commands.correct_tiles(raw, out, chosen, engine, known=shading)
+        commands.correct_tiles(
+            raw,
+            out,
+            chosen,
+            engine,
+            known=shading,
+            destriping=None if destripe is None else Destriping(destripe),
+            voxel_size_um=voxel_size,
+            strict=strict,
+        )
 
 
 @app.command()
@@ -231,6 +257,8 @@ def align(
         Path | None, typer.Option("--steps", help="New folder for xml_import.xml to xml_merging.xml.")
     ] = None,
     settings: Settings = None,
+    voxel_size: VoxelSize = None,
+    strict: Strict = False,
     workers: Workers = None,
     memory: Memory = None,
     cluster: Cluster = None,
@@ -250,6 +278,8 @@ def align(
             start=start,
             reuse=reuse,
             steps=steps,
+            voxel_size_um=voxel_size,
+            strict=strict,
         )
 
 
@@ -260,6 +290,8 @@ def fuse(
     channel: Channel = 0,
     shading: Shading = None,
     settings: Settings = None,
+    raw: Annotated[str | None, typer.Option("--raw", help="The acquisition, if it isn't found by the project.")] = None,
+    strict: Strict = False,
     workers: Workers = None,
     memory: Memory = None,
     cluster: Cluster = None,
@@ -269,7 +301,7 @@ def fuse(
 
     chosen = _settings(settings)
     with _engine(workers, memory, cluster) as engine:
-        commands.fuse(project, out, chosen.fusion, engine, channel=channel, shading=shading)
+        commands.fuse(project, out, chosen.fusion, engine, channel=channel, shading=shading, raw=raw, strict=strict)
 
 
 @app.command("correct-volume")

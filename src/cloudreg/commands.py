@@ -24,17 +24,18 @@ from cloudreg.errors import InputError
 from cloudreg.execution import Engine, Ledger
 from cloudreg.flatfield import estimate_shading, load_shading, save_shading
 from cloudreg.flatfield.apply import correct_tiles as take_off
+from cloudreg.flatfield.destripe import Destriping
 from cloudreg.io import Kind, Volume, describe, describe_cost, open_volume, parse_region, part_of
 from cloudreg.io import convert as convert_volume
 from cloudreg.io.objects import is_remote
 from cloudreg.io.volume import Source
 from cloudreg.regions import evaluate as evaluate_transform
 from cloudreg.registration import OpenRegistration, open_registration
-from cloudreg.run_folder import RunFolder, write_atomically
+from cloudreg.run_folder import RunFolder, content_fingerprint, write_atomically
 from cloudreg.settings import AlignSettings, AtlasSettings, FusionSettings, RunSettings
 from cloudreg.space import Box
 from cloudreg.stitching import reuse_alignment
-from cloudreg.tiles import open_acquisition, read_project, write_project
+from cloudreg.tiles import acquisition_of, open_acquisition, read_project, say_damage, write_project
 from cloudreg.transforms import Frame, Side, apply_points_file, export_transform, load_initial_affine, read_all_points
 from cloudreg.transforms.brainglobe import export_brainglobe
 from cloudreg.transforms.export import FieldFormat
@@ -72,12 +73,22 @@ def demo(out: Path, engine: Engine, *, command: str) -> None:
     console.print(f"Look at {run.report}", soft_wrap=True)
 
 
-def correct_tiles(raw: Path, out: Path, settings: RunSettings, engine: Engine, *, known: Path | None = None) -> None:
+def correct_tiles(
+    raw: str,
+    out: Path,
+    settings: RunSettings,
+    engine: Engine,
+    *,
+    known: Path | None = None,
+    destriping: Destriping | None = None,
+    voxel_size_um: Sequence[float] | None = None,
+    strict: bool = False,
+) -> None:
     """Write an acquisition anew without background and vignetting, and the fields that were taken off beside it.
 
     The fields are found, or those of other tiles are taken: a folder of ``channel_NN``, or one field for all channels.
     """
-    acquisition = open_acquisition(raw)
+    acquisition = open_acquisition(raw, voxel_size_um=voxel_size_um, strict=strict)
     channels = _chosen(settings.channels, acquisition.channels)
     shadings = {}
     if known is not None:
@@ -86,19 +97,21 @@ def correct_tiles(raw: Path, out: Path, settings: RunSettings, engine: Engine, *
     # The same input and settings go on where they were stopped; others must not take those planes for their own.
     fields = [s.flat.tobytes() + str(s.background).encode() for s in shadings.values()]
     what = (acquisition.fingerprint(channels) + settings.shading.model_dump_json()).encode() + b"".join(fields)
+    what += repr(destriping).encode()
     ledger = Ledger(out.with_name(f".{out.name}.{hashlib.sha256(what).hexdigest()[:16]}.ledger"))
     if not len(ledger):
         _require_new(out)
     if known is None:
         shadings = {c: estimate_shading(acquisition, c, settings.shading, engine) for c in channels}
-    take_off(acquisition, shadings, out, engine, ledger)
+    take_off(acquisition, shadings, out, engine, ledger, destriping=destriping)
     for channel, shading in shadings.items():
         save_shading(shading, out / "shading" / f"channel_{channel:02d}")
     ledger.path.unlink()
+    say_damage()
 
 
 def align(
-    raw: Path,
+    raw: str,
     project: Path,
     settings: AlignSettings,
     engine: Engine,
@@ -108,6 +121,8 @@ def align(
     start: Path | None = None,
     reuse: Path | None = None,
     steps: Path | None = None,
+    voxel_size_um: Sequence[float] | None = None,
+    strict: bool = False,
 ) -> None:
     """Place the tiles of an acquisition, or take the places of another channel; all files written are new."""
     if reuse is not None and (start is not None or steps is not None):
@@ -115,19 +130,34 @@ def align(
     _require_new(project)
     if steps is not None:
         _require_new(steps)
-    acquisition = open_acquisition(raw)
+    acquisition = open_acquisition(raw, voxel_size_um=voxel_size_um, strict=strict)
     if reuse is not None:
         write_project(reuse_alignment(read_project(reuse), acquisition, channel), project, step="merging")
     else:
         pipeline.align_tiles(acquisition, channel, shading, project, settings, engine, start=start, steps=steps)
+    say_damage()
 
 
 def fuse(
-    project: Path, out: str, settings: FusionSettings, engine: Engine, *, channel: int, shading: Path | None
+    project: Path,
+    out: str,
+    settings: FusionSettings,
+    engine: Engine,
+    *,
+    channel: int,
+    shading: Path | None,
+    raw: str | None = None,
+    strict: bool = False,
 ) -> None:
-    """Blend the tiles of a project; they lie where the project says."""
-    acquisition = open_acquisition(read_project(project).stacks_dir.parent)
-    pipeline.fuse_tiles(acquisition, channel, project, shading, out, settings, engine)
+    """Blend the tiles of a project, of ``raw`` or else of the folder that it names; a stopped one goes on."""
+    placed = read_project(project)
+    source = raw or acquisition_of(project, placed)
+    acquisition = open_acquisition(source, voxel_size_um=placed.voxel_size_um, strict=strict)
+    what = [acquisition.fingerprint((channel,)), content_fingerprint(project, shading), settings.model_dump_json(), out]
+    ledger = Ledger(_ledger_path(out, hashlib.sha256(json.dumps(what).encode()).hexdigest()[:16]))
+    pipeline.fuse_tiles(acquisition, channel, project, shading, out, settings, engine, ledger)
+    ledger.clear()
+    say_damage()
 
 
 def convert(

@@ -33,7 +33,7 @@ from cloudreg.settings import (
     ShadingSettings,
 )
 from cloudreg.space import axes_between
-from cloudreg.tiles import Acquisition, open_acquisition, read_project, write_project
+from cloudreg.tiles import Acquisition, open_acquisition, read_project, say_damage, write_project
 from cloudreg.viewer import write_run_report
 
 
@@ -161,13 +161,22 @@ def measure_regions(
     write_regions_csv(table, out, doubts=read_doubts(registration))
 
 
-def run(raw: str | Path, out: str | Path, settings: RunSettings, engine: Engine, *, command: str = "") -> RunFolder:
+def run(
+    raw: str | Path,
+    out: str | Path,
+    settings: RunSettings,
+    engine: Engine,
+    *,
+    command: str = "",
+    voxel_size_um: Sequence[float] | None = None,
+    strict: bool = False,
+) -> RunFolder:
     """Do all six stages, and write a report; go on where an earlier run into the same folder was stopped.
 
     Parameters
     ----------
     raw
-        Folder of an acquisition.
+        An acquisition, see `open_acquisition`.
     out
         Folder of the run: new, or that of a run of the same raw data.
     settings
@@ -176,13 +185,15 @@ def run(raw: str | Path, out: str | Path, settings: RunSettings, engine: Engine,
         Runs the blocks.
     command
         Command line, for the record.
+    voxel_size_um, strict
+        See `open_acquisition`.
 
     Raises
     ------
     InputError
         If the raw data, a setting or the output folder is not what it should be; before anything is written.
     """
-    acquisition = open_acquisition(raw)
+    acquisition = open_acquisition(raw, voxel_size_um=voxel_size_um, strict=strict)
     channels, reference = _chosen_channels(acquisition, settings)
     align_by = reference if settings.align.channel is None else settings.align.channel
     shaded_channels = sorted({*channels, align_by})
@@ -262,6 +273,7 @@ def run(raw: str | Path, out: str | Path, settings: RunSettings, engine: Engine,
         with work.stage("report", settings={}, after=[regions, *even.values()], outputs=[here.report]) as report:
             if report.needed:
                 write_run_report(here)
+    say_damage()
     return here
 
 

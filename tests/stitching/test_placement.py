@@ -1,5 +1,6 @@
 """Global placement: exact links in, exact positions out, and what happens to wrong and missing ones."""
 
+import dataclasses
 import math
 
 import numpy as np
@@ -11,6 +12,12 @@ from cloudreg.stitching.links import neighbours
 from cloudreg.tiles import read_project, write_project
 
 SETTINGS = AlignSettings()
+
+
+def known(sigma_z, sigma_y=None, sigma_x=None):
+    """Information on a shift that is known to so many pixels along z, y and x."""
+    sigma = (sigma_z, sigma_z if sigma_y is None else sigma_y, sigma_z if sigma_x is None else sigma_x)
+    return tuple(tuple(row) for row in np.diag(1 / np.square(sigma)).tolist())
 
 
 @pytest.fixture
@@ -26,7 +33,7 @@ def grid(in_memory):
         steps = np.array([tile.column for tile in acquisition.tiles])[:, None] * drift
         truth = nominal + random.normal(0, jitter, nominal.shape) + steps
         links = [
-            Link(i, j, tuple(truth[j] - truth[i]), tuple(nominal[j] - nominal[i]), 0.9, (0.8, 0.8, 0.8), (0.1,) * 3)
+            Link(i, j, tuple(truth[j] - truth[i]), tuple(nominal[j] - nominal[i]), 0.9, known(0.1), (0.1,) * 3)
             for i, j in neighbours(acquisition.tiles)
         ]
         return acquisition, truth, links
@@ -39,7 +46,7 @@ def emptied(link):
 
 
 def moved(link, by):
-    return Link(link.first, link.second, tuple(np.add(link.shift_px, by)), link.nominal_px, 0.5, (0.3,) * 3, (0.1,) * 3)
+    return Link(link.first, link.second, tuple(np.add(link.shift_px, by)), link.nominal_px, 0.5, known(0.2), (0.1,) * 3)
 
 
 def errors(found, truth):
@@ -73,6 +80,24 @@ def test_wrong_links_are_found_by_their_loops(grid, seed):
     assert set(np.flatnonzero(placement.outliers)) == set(wrong)
     assert errors(placement.positions_px, truth).max() < 0.2
     assert np.linalg.norm(placement.residuals_px[wrong], axis=1).min() > 20
+
+
+def test_a_shift_known_across_an_edge_only_decides_nothing_along_it(grid):
+    acquisition, truth, links = grid(3, 3)
+    edge = next(i for i, k in enumerate(links) if (k.first, k.second) == (1, 4))
+    wrong = np.add(links[edge].shift_px, (0, 0, 6))
+    links[edge] = dataclasses.replace(links[edge], shift_px=tuple(wrong), information=known(0.1, 0.1, 100))
+    placement = place_tiles(acquisition, links, SETTINGS)
+    assert errors(placement.positions_px, truth).max() < 0.05
+    assert not placement.outliers.any()
+
+
+def test_of_two_links_that_contradict_the_vaguer_one_gives_way(grid):
+    acquisition, truth, links = grid(2, 2)
+    links[1] = dataclasses.replace(moved(links[1], (0, 3, 0)), information=known(3.0))
+    placement = place_tiles(acquisition, links, SETTINGS)
+    assert not placement.outliers.any()
+    assert errors(placement.positions_px, truth).max() < 0.2
 
 
 def test_the_weakest_link_of_a_single_loop_is_the_wrong_one(grid):

@@ -1,9 +1,12 @@
 """Alignment and fusion from the command line: the steps' projects, other channels, other methods."""
 
+from importlib.util import find_spec
+
 import numpy as np
 import pytest
 
 from cloudreg.flatfield import Shading, save_shading
+from cloudreg.flatfield.destripe import Destriping
 from cloudreg.io import open_volume
 from cloudreg.tiles import open_acquisition, read_project, write_colm
 
@@ -91,3 +94,16 @@ def test_a_known_field_is_taken_off_new_tiles(cloudreg, refused, raw, tmp_path):
     assert cloudreg("correct-tiles", raw, again, "--shading", tmp_path / "even/shading", "--channels", "1")[0] == 0
     assert "expected a flat field in" in refused("correct-tiles", raw, tmp_path / "x", "--shading", tmp_path)
     assert not (tmp_path / "x").exists()
+
+
+def test_stripes_are_taken_out_if_asked_for(cloudreg, refused, raw, tmp_path):
+    save_shading(Shading(np.ones((128, 128), np.float32), 0.0), tmp_path / "field")
+    words = ("correct-tiles", raw, tmp_path / "even", "--shading", tmp_path / "field", "--destripe", "rows")
+    if find_spec("pywt") is None:
+        assert "pip install 'cloudreg[destripe]'" in refused(*words)
+        return
+    assert cloudreg(*words, "--channels", "0")[0] == 0
+    before, after = open_acquisition(raw), open_acquisition(tmp_path / "even")
+    seen = before.read(before.tiles[0], 0, 3, 4)[0].astype(np.float32)
+    expected = np.rint(Destriping("rows").apply(seen)).clip(0, 65535)
+    np.testing.assert_array_equal(after.read(after.tiles[0], 0, 3, 4)[0], expected)

@@ -1,3 +1,4 @@
+import dataclasses
 import pickle
 import threading
 
@@ -6,7 +7,9 @@ import pytest
 import tifffile
 
 from cloudreg.errors import InputError
-from cloudreg.tiles import open_acquisition, write_colm
+from cloudreg.tiles import colm, damaged_planes, open_acquisition, write_colm
+from cloudreg.tiles.colm import plane_name
+from cloudreg.tiles.damage import forget_damage
 from cloudreg.tiles.experiment import read_experiment
 
 NOTE_EXAMPLE = (
@@ -123,7 +126,7 @@ def test_an_unknown_objective_needs_a_voxel_size(make_colm):
         open_acquisition(acquisition.path)
     one_line(error)
     assert open_acquisition(acquisition.path, voxel_size_um=(5, 0.4, 0.4)).voxel_size_um == (5, 0.4, 0.4)
-    with pytest.raises(InputError, match=r"three lengths above 0"):
+    with pytest.raises(InputError, match=r"voxel size is three"):
         open_acquisition(acquisition.path, voxel_size_um=(5, 0, 0.4))
 
 
@@ -279,7 +282,7 @@ def test_a_truncated_plane_is_found_when_opening(make_colm):
     acquisition = make_colm()
     path = damage(acquisition, truncate)
     with pytest.raises(InputError, match=r"is truncated: its header promises .* bytes, it has .*; copy") as error:
-        open_acquisition(acquisition.path)
+        open_acquisition(acquisition.path, strict=True)
     assert str(path) in one_line(error)
 
 
@@ -306,7 +309,7 @@ def test_a_plane_of_another_kind_is_found_when_opening(make_colm, change, messag
     acquisition = make_colm()
     path = damage(acquisition, change)
     with pytest.raises(InputError, match=message) as error:
-        open_acquisition(acquisition.path)
+        open_acquisition(acquisition.path, strict=True)
     assert str(path) in one_line(error)
 
 
@@ -318,12 +321,57 @@ def test_damage_after_opening_is_found_when_reading(make_colm, compression):
     acquisition = make_colm()
     path = damage(acquisition, compress)
     tile = acquisition.tiles[1]
+    strict = dataclasses.replace(acquisition, strict=True)
     for change in (truncate, lambda p: tifffile.imwrite(p, np.zeros((32, 24), np.uint16)), lambda p: p.unlink()):
         compress(path)
         change(path)
         with pytest.raises(InputError) as error:
-            acquisition.read(tile, 1, 0, 6)
+            strict.read(tile, 1, 0, 6)
         assert str(path) in one_line(error)
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("change", [truncate, lambda p: p.write_bytes(b"text, and a lot of it" * 99)])
+def test_a_plane_that_cannot_be_read_is_lost_and_named(make_colm, when, change):
+    forget_damage()
+    acquisition = make_colm()
+    path = acquisition.plane_path(acquisition.tiles[1], 1, 4)
+    if when == "before":
+        change(path)
+    opened = open_acquisition(acquisition.path)
+    whole = make_colm("sound")
+    change(path)
+    planes = opened.read(opened.tiles[1], 1, 0, 6)
+    expected = whole.read(whole.tiles[1], 1, 0, 6)
+    expected[4] = 0
+    np.testing.assert_array_equal(planes, expected)
+    ((place, reason),) = damaged_planes()
+    assert place == "LOC001 plane 4 of channel 1"
+    assert str(path) in reason
+    assert (opened.lost_planes(opened.tiles[1], 1) == (4,)) == (when == "before")
+    forget_damage()
+
+
+def test_folders_of_cells_that_were_not_imaged_are_left_out_and_named(make_colm, monkeypatch):
+    said = []
+    acquisition = make_colm()
+    folder = acquisition.planes_folder / "LOC003"
+    folder.mkdir()
+    monkeypatch.setattr(colm, "say", said.append)
+    open_acquisition(acquisition.path)
+    assert not any("LOC003" in text for text in said)
+    (folder / plane_name(3, 0, 0)).write_bytes(b"")
+    assert len(open_acquisition(acquisition.path).tiles) == 5
+    assert any("says that LOC003 were not imaged, and they hold planes: left out" in text for text in said)
+
+
+def test_descriptions_within_the_view_are_found(make_colm):
+    acquisition = make_colm()
+    before = acquisition.fingerprint((0,))
+    for name in ("Experiment.ini", "Scanned Cells.txt"):
+        (acquisition.path / name).rename(acquisition.planes_folder / name)
+    for path in (acquisition.path, acquisition.planes_folder):
+        assert open_acquisition(path).fingerprint((0,)) == before
 
 
 def test_an_unknown_channel_is_refused(make_colm):

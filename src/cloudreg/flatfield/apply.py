@@ -11,9 +11,10 @@ import numpy as np
 
 from cloudreg.errors import InputError
 from cloudreg.execution import Engine, Ledger, require_free_space
+from cloudreg.flatfield.destripe import Destriping
 from cloudreg.flatfield.shading import Shading
 from cloudreg.io.dtypes import to_dtype
-from cloudreg.tiles import Acquisition, open_acquisition
+from cloudreg.tiles import Acquisition, open_colm
 from cloudreg.tiles.colm import VIEW, ColmAcquisition, folder_name, plane_name
 from cloudreg.tiles.colm_writer import describe, write_description
 from cloudreg.tiles.plane_files import write_plane
@@ -37,6 +38,8 @@ def correct_tiles(
     out: str | Path,
     engine: Engine,
     ledger: Ledger | None = None,
+    *,
+    destriping: Destriping | None = None,
 ) -> ColmAcquisition:
     """Write an acquisition with the background taken off and the flat field undone.
 
@@ -52,6 +55,8 @@ def correct_tiles(
         Runs tasks of a few planes; each holds two copies of one plane.
     ledger
         Which tasks are done.
+    destriping
+        Takes stripes out of each plane after its shading, or None.
 
     Returns
     -------
@@ -85,7 +90,11 @@ def correct_tiles(
     for tile in acquisition.tiles:
         _folder(out, acquisition, tile.row, tile.column).mkdir(parents=True, exist_ok=True)
     engine.run(
-        partial(_correct, acquisition, dict(shadings), out), parts, label="correct tiles", unit="parts", ledger=ledger
+        partial(_correct, acquisition, dict(shadings), out, destriping),
+        parts,
+        label="correct tiles",
+        unit="parts",
+        ledger=ledger,
     )
     scanned = np.zeros((acquisition.rows, acquisition.columns), bool)
     for tile in acquisition.tiles:
@@ -103,17 +112,23 @@ def correct_tiles(
         ),
         scanned,
     )
-    return open_acquisition(out)
+    return open_colm(out)
 
 
-def _correct(acquisition: Acquisition, shadings: dict[int, Shading], out: Path, part: _Part) -> None:
+def _correct(
+    acquisition: Acquisition, shadings: dict[int, Shading], out: Path, destriping: Destriping | None, part: _Part
+) -> None:
     tile = acquisition.tiles[part.tile]
     folder = _folder(out, acquisition, tile.row, tile.column)
     location = tile.row * acquisition.columns + tile.column
     for plane in range(part.start, part.stop):
         raw = acquisition.read(tile, part.channel, plane, plane + 1)
-        even = to_dtype(shadings[part.channel].apply(raw)[0], acquisition.dtype)
-        write_plane(folder / plane_name(location, part.channel, plane), even)
+        if not raw.any():
+            continue  # it can't be read, or is black: lost
+        even = shadings[part.channel].apply(raw)[0]
+        if destriping is not None:
+            even = destriping.apply(even)
+        write_plane(folder / plane_name(location, part.channel, plane), to_dtype(even, acquisition.dtype))
 
 
 def _folder(out: Path, acquisition: Acquisition, row: int, column: int) -> Path:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
+from numba import njit
 from numpy.typing import NDArray
 
 from cloudreg.errors import InputError
@@ -72,19 +73,35 @@ def read_samples(acquisition: Acquisition, channel: int, *, samples: int, workin
         raise InputError(f"{acquisition.path} has no plane of channel {channel}: there is no flat field to find")
     task = partial(_read_blocks, acquisition, channel, block_px)
     planes = engine.run(task, places, label=f"flat field of channel {channel}", unit="planes")
+    # A plane of zeros can't be read, or was lost: no camera sees nothing at all.
+    present[present] = [plane is not None and bool(plane.any()) for plane in planes]
+    if not present.any():
+        raise InputError(f"{acquisition.path} has no plane of channel {channel} that can be read")
     blocks = np.zeros((*present.shape, -(-height // block_px), -(-width // block_px)), np.float32)
-    blocks[present] = np.stack([plane for plane in planes if plane is not None])
+    blocks[present] = np.stack([plane for plane in planes if plane is not None and plane.any()])
     return Samples(blocks, present, block_px)
 
 
 def block_means(plane: NDArray[np.generic], block_px: int) -> NDArray[np.float32]:
     """Return the means of a plane's blocks of ``block_px`` x ``block_px`` pixels; those at the end may be smaller."""
-    means: NDArray[np.float64] = plane.astype(np.float64)
-    for axis, length in enumerate(plane.shape):
-        starts = np.arange(0, length, block_px)
-        sizes = np.diff(np.append(starts, length))
-        means = np.add.reduceat(means, starts, axis=axis) / np.expand_dims(sizes, 1 - axis)
-    return means.astype(np.float32)
+    means = np.empty((-(-plane.shape[0] // block_px), -(-plane.shape[1] // block_px)), np.float32)
+    _fill_means(plane, block_px, means)
+    return means
+
+
+@njit(cache=True, nogil=True)
+def _fill_means(plane: NDArray[np.generic], block_px: int, means: NDArray[np.float32]) -> None:
+    """Average block after block, in float64."""
+    height, width = plane.shape
+    for i in range(means.shape[0]):
+        y1 = min((i + 1) * block_px, height)
+        for j in range(means.shape[1]):
+            x1 = min((j + 1) * block_px, width)
+            total = 0.0
+            for y in range(i * block_px, y1):
+                for x in range(j * block_px, x1):
+                    total += np.float64(plane[y, x])
+            means[i, j] = total / ((y1 - i * block_px) * (x1 - j * block_px))
 
 
 def block_centres(length: int, block_px: int) -> NDArray[np.float64]:

@@ -20,6 +20,7 @@ from cloudreg.io.objects import is_remote, plain_address, read_jsons, require_bu
 from cloudreg.io.ome_zarr import read_ome_zarr
 from cloudreg.io.plain_arrays import read_n5, read_zarr_array
 from cloudreg.io.precomputed import PREFIX, read_precomputed
+from cloudreg.io.remote import RemotePath
 from cloudreg.io.tiff import TIFF_SUFFIXES, read_tiff, read_tiff_series
 from cloudreg.io.volume import Volume
 from cloudreg.space import Grid, parse_orientation
@@ -81,6 +82,8 @@ def _open(text: str, size_given: bool, allow_incomplete: bool) -> Volume:
     for prefix in _PREFIXES:
         address = address.removeprefix(prefix)
     address = plain_address(address)
+    if is_remote(address) and address.lower().endswith(TIFF_SUFFIXES):
+        return _open_remote_tiff(RemotePath(address), size_given)
     if is_remote(address) and address.lower().endswith(_FILE_SUFFIXES):
         return dataclasses.replace(_open_file(fetched_file(address), size_given), path=address)
     if not is_remote(address):
@@ -92,6 +95,15 @@ def _open(text: str, size_given: bool, allow_incomplete: bool) -> Volume:
         if not any(file.iterdir()):
             raise InputError(f"expected {_FILES} at {text}, got an empty folder: check the path")
     return _open_chunked(address, text, size_given, allow_incomplete)
+
+
+def _open_remote_tiff(file: RemotePath, size_given: bool) -> Volume:
+    """Describe a TIFF that is read where it lies, in parts."""
+    try:
+        return read_tiff(file, ignore_scale=size_given)
+    except FileNotFoundError as error:
+        require_bucket(str(file.parent))
+        raise InputError(f"expected a file at {file}, got nothing: check the address") from error
 
 
 def _open_file(file: Path, size_given: bool) -> Volume:

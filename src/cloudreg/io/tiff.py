@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 
 from cloudreg.errors import InputError
 from cloudreg.io.dtypes import held_dtype, likely_kind
-from cloudreg.io.tiff_metadata import damage_as_input_error, opened_tiff, voxel_size_of
+from cloudreg.io.remote import RemotePath
+from cloudreg.io.tiff_metadata import damage_as_input_error, opened_tiff, tiff_handle, voxel_size_of
 from cloudreg.io.volume import Volume
 from cloudreg.space import Box, Grid
 
@@ -59,12 +60,12 @@ class _Layout:
 class TiffFile:
     """The voxels of one TIFF file."""
 
-    def __init__(self, file: Path, layout: _Layout) -> None:
+    def __init__(self, file: Path | RemotePath, layout: _Layout) -> None:
         self.file = file
         self.layout = layout
         self._local = threading.local()
 
-    def __reduce__(self) -> tuple[type[TiffFile], tuple[Path, _Layout]]:
+    def __reduce__(self) -> tuple[type[TiffFile], tuple[Path | RemotePath, _Layout]]:
         return TiffFile, (self.file, self.layout)
 
     def read(self, level: int, channels: slice, box: Box) -> NDArray[Any]:
@@ -74,6 +75,8 @@ class TiffFile:
             if layout.offset is not None and layout.inner[-2:] == "yx":
                 return self._read_rows(layout.offset, channels, box)
             if layout.offset is not None:
+                if isinstance(self.file, RemotePath):
+                    raise ValueError("its colours lie side by side in each pixel: copy it here")
                 stored = np.memmap(self.file, layout.dtype, "r", layout.offset, layout.shape)
                 return np.array(_as_czyx(stored, layout.inner)[(channels, *box.slices)])
             result = np.empty((channels.stop - channels.start, *box.shape), layout.dtype)
@@ -112,7 +115,7 @@ class TiffFile:
         import tifffile
 
         if not hasattr(self._local, "pages"):
-            self._local.pages = tifffile.TiffFile(self.file).series[0].pages
+            self._local.pages = tifffile.TiffFile(tiff_handle(self.file)).series[0].pages
         page = self._local.pages[index]
         if page is None:
             raise ValueError(f"plane {index} is missing")
@@ -135,7 +138,7 @@ class TiffSeries:
         return result
 
 
-def read_tiff(file: Path, *, ignore_scale: bool) -> Volume:
+def read_tiff(file: Path | RemotePath, *, ignore_scale: bool) -> Volume:
     """Describe one TIFF file."""
     with opened_tiff(file) as tif:
         layout = _layout(tif, file)
@@ -192,7 +195,7 @@ def natural_order(files: Iterable[Path]) -> list[Path]:
     return sorted(files, key=lambda file: (key(file), file.name))
 
 
-def _layout(tif: Any, file: Path) -> _Layout:
+def _layout(tif: Any, file: Path | RemotePath) -> _Layout:
     series = tif.series[0]
     sizes = [(a, int(n)) for a, n in zip(series.axes, series.shape, strict=True) if n != 1 or a in "YX"]
     # Q (unknown), I (sequence) and T are how stacks of planes are saved by programs that don't say Z.

@@ -12,6 +12,7 @@ from xml.etree import ElementTree
 
 from cloudreg.errors import InputError
 from cloudreg.io.lengths import VoxelSizeUnknownError, micrometres_per
+from cloudreg.io.remote import RemotePath
 
 
 class _Complaints(logging.Handler):
@@ -26,14 +27,14 @@ class _Complaints(logging.Handler):
 
 
 @contextmanager
-def damage_as_input_error(file: Path) -> Iterator[None]:
+def damage_as_input_error(file: Path | RemotePath) -> Iterator[None]:
     """Name the file when its voxels can't be read."""
     import tifffile
     from imagecodecs import DelayedImportError
 
     try:
         yield
-    except InputError:
+    except (InputError, FileNotFoundError):
         raise
     except DelayedImportError as error:
         raise InputError(f"{file} needs a codec that is not installed: {error}") from error
@@ -45,8 +46,13 @@ def damage_as_input_error(file: Path) -> Iterator[None]:
         ) from error
 
 
+def tiff_handle(file: Path | RemotePath) -> Any:
+    """Return what tifffile opens: the path, or an address as a file."""
+    return file.open() if isinstance(file, RemotePath) else file
+
+
 @contextmanager
-def opened_tiff(file: Path) -> Iterator[Any]:
+def opened_tiff(file: Path | RemotePath) -> Iterator[Any]:
     """Open a TIFF file and make sure that all its pages are there.
 
     Raises
@@ -60,7 +66,7 @@ def opened_tiff(file: Path) -> Iterator[Any]:
     log = logging.getLogger("tifffile")
     log.addHandler(complaints)
     try:
-        with damage_as_input_error(file), tifffile.TiffFile(file) as tif:
+        with damage_as_input_error(file), tifffile.TiffFile(tiff_handle(file)) as tif:
             series = tif.series[0]
             pages = len(tif.pages)
             last = tif.pages[pages - 1]
@@ -69,14 +75,19 @@ def opened_tiff(file: Path) -> Iterator[Any]:
                 ends.append(series.dataoffset + series.nbytes)
             if complaints.texts:
                 raise ValueError(complaints.texts[0])
-            if max(ends, default=0) > tif.filehandle.size:
-                raise ValueError(f"it ends at byte {tif.filehandle.size} of {max(ends)}")
+            end = max(ends, default=0)
+            if isinstance(file, RemotePath) and end:
+                tif.filehandle.seek(end - 1)
+                if len(tif.filehandle.read(1)) != 1:
+                    raise ValueError(f"it ends before byte {end}")
+            elif end > tif.filehandle.size:
+                raise ValueError(f"it ends at byte {tif.filehandle.size} of {end}")
             yield tif
     finally:
         log.removeHandler(complaints)
 
 
-def voxel_size_of(tif: Any, file: Path, *, single: bool) -> tuple[float, float, float]:
+def voxel_size_of(tif: Any, file: Path | RemotePath, *, single: bool) -> tuple[float, float, float]:
     """Return the voxel size, z y x in micrometres, from OME-XML or ImageJ metadata.
 
     Parameters
@@ -99,7 +110,7 @@ def voxel_size_of(tif: Any, file: Path, *, single: bool) -> tuple[float, float, 
     return z, y, x
 
 
-def _from_ome(tif: Any, file: Path) -> dict[str, float]:
+def _from_ome(tif: Any, file: Path | RemotePath) -> dict[str, float]:
     if not tif.ome_metadata:
         return {}
     try:
@@ -116,7 +127,7 @@ def _from_ome(tif: Any, file: Path) -> dict[str, float]:
     return {a: v for a, v in sizes.items() if v > 0}
 
 
-def _from_imagej(tif: Any, file: Path) -> dict[str, float]:
+def _from_imagej(tif: Any, file: Path | RemotePath) -> dict[str, float]:
     """Planes' distance is ``spacing``, pixels are per unit in the resolution tags."""
     metadata = tif.imagej_metadata or {}
     unit = str(metadata.get("unit", "")).encode().decode("unicode_escape", errors="replace")

@@ -18,8 +18,7 @@ from cloudreg.scripts.download_raw_data import download_raw_data
 from cloudreg.scripts.stitching import get_metadata, run_terastitcher
 from cloudreg.scripts.util import PROJECTS, download_terastitcher_files
 from cloudreg.scripts.visualization import create_viz_link
-from cloudreg.tiles import open_acquisition
-from cloudreg.tiles.colm import INI, VIEW, is_corrected
+from cloudreg.tiles.colm import INI, VIEW, is_corrected, open_colm
 
 moved("colm_pipeline", "cloudreg run")
 
@@ -87,7 +86,7 @@ def _is_corrected(raw: Path, channel: int) -> bool:
     if any(raw.glob(f".correct_{channel:02d}.*.ledger")):
         return False
     try:
-        acquisition = open_acquisition(raw)
+        acquisition = open_colm(raw)
     except InputError:
         return False
     tile = next(t for t in acquisition.tiles if acquisition.planes(t, channel))

@@ -25,8 +25,7 @@ from cloudreg.io.image_series import read_image
 from cloudreg.scripts._legacy import moved, run, text_or_none
 from cloudreg.scripts._storage import store
 from cloudreg.settings import ShadingSettings
-from cloudreg.tiles import open_acquisition
-from cloudreg.tiles.colm import CORRECTED, ColmAcquisition, is_corrected
+from cloudreg.tiles.colm import CORRECTED, ColmAcquisition, is_corrected, open_colm
 from cloudreg.tiles.plane_files import write_plane
 
 moved("correct_raw_data", "cloudreg correct-tiles")
@@ -66,33 +65,33 @@ def correct_raw_data(
     InputError
         If there is no such channel, it is corrected already, or the disk is too small.
     """
-    acquisition = open_acquisition(raw_data_path, corrected=False)
+    acquisition = open_colm(Path(raw_data_path), corrected=False)
     acquisition.require_channel(channel)
     if subsample_factor < 1:
         raise InputError(f"expected a factor of at least 1 to subsample by, got {subsample_factor}")
-    files = _planes(acquisition, channel)
+    files, folder = _planes(acquisition, channel), Path(str(acquisition.path))
     settings = ShadingSettings(
         samples=min(_MOST_SAMPLES, max(16, len(files) // subsample_factor)),
         background=_given_background(background_correction, background_tile),
     )
     key = hashlib.sha256((acquisition.fingerprint([channel]) + settings.model_dump_json()).encode()).hexdigest()
-    ledger = Ledger(acquisition.path / f".correct_{channel:02d}.{key[:16]}.ledger")
+    ledger = Ledger(folder / f".correct_{channel:02d}.{key[:16]}.ledger")
     if not len(ledger) and any(_corrected_path(file).exists() for file in files):
         raise InputError(
             f"channel {channel} of {acquisition.path} is corrected already: remove its files that end in {CORRECTED}"
         )
     waiting = sum(str(file) not in ledger for file in files)
     _, height, width = acquisition.tile_shape
-    require_free_space(acquisition.path, waiting * (height * width * acquisition.dtype.itemsize + 512), "evened planes")
+    require_free_space(folder, waiting * (height * width * acquisition.dtype.itemsize + 512), "evened planes")
     with Engine() as engine:
         shading = estimate_shading(acquisition, channel, settings, engine)
         ledger.mark("begun")
         task = partial(correct_tile, bias=1 / shading.flat, background_value=shading.background)
         engine.run(task, [str(file) for file in files], label="correct tiles", unit="planes", ledger=ledger)
         if log_s3_path:
-            with tempfile.TemporaryDirectory(prefix="cloudreg-shading-") as folder:
-                save_shading(shading, folder)
-                store(Path(folder), f"{log_s3_path.rstrip('/')}/shading/channel_{channel:02d}", engine)
+            with tempfile.TemporaryDirectory(prefix="cloudreg-shading-") as made:
+                save_shading(shading, made)
+                store(Path(made), f"{log_s3_path.rstrip('/')}/shading/channel_{channel:02d}", engine)
     ledger.clear()
 
 
@@ -133,7 +132,7 @@ def correct_tiles(tiles: Sequence[str], bias: ArrayLike, background_value: float
 
 def get_background_value(raw_data_path: str) -> float:
     """Return what the camera reads without light, as the planes of the first channel show."""
-    acquisition = open_acquisition(raw_data_path, corrected=False)
+    acquisition = open_colm(Path(raw_data_path), corrected=False)
     with Engine() as engine:
         return estimate_shading(acquisition, acquisition.channels[0], ShadingSettings(method="none"), engine).background
 
@@ -159,7 +158,7 @@ def _given_background(wanted: bool, tile: str | None) -> float | None:
 
 def _planes(acquisition: ColmAcquisition, channel: int) -> list[Path]:
     files = [
-        acquisition.plane_path(tile, channel, plane)
+        Path(str(acquisition.plane_path(tile, channel, plane)))
         for tile in acquisition.tiles
         for start, stop in acquisition.planes(tile, channel)
         for plane in range(start, stop)

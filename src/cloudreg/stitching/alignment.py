@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from cloudreg.execution import Engine
 from cloudreg.execution.progress import say
 from cloudreg.settings import AlignSettings
-from cloudreg.stitching.links import Link, measure_links, neighbours, search_radius_px
+from cloudreg.stitching.layers import FLOOR_PX
+from cloudreg.stitching.links import Link, Matrix, measure_links, neighbours, search_radius_px
 from cloudreg.stitching.placement import Placement, place_tiles
 from cloudreg.stitching.projections import WIDEST_PX, infinite_width_px, measure_displacements
 from cloudreg.stitching.tree import place_by_tree
@@ -32,6 +34,9 @@ from cloudreg.tiles.terastitcher_write import Step
 if TYPE_CHECKING:
     from cloudreg.flatfield import Shading
 
+# Fewer links than these say nothing of the stage; a share of the tile's side by which it may be off.
+_FEW_LINKS = 3
+_WRONG_OVERLAP = 0.02
 # A peak that is a Gaussian falls to 80 % where its curvature times the squared distance is this.
 _FALL = 2 * math.log(1 / 0.8)
 
@@ -193,7 +198,7 @@ def links_of(acquisition: Acquisition, project: Project) -> list[Link]:
                 _triple([axis.px if axis.reliability > 0 else n for axis, n in zip(axes, nominal, strict=True)]),
                 _triple(nominal.tolist()),
                 correlation=float(np.mean(heights)) if heights else math.nan,
-                weight=_triple([axis.reliability**2 for axis in axes]),
+                information=_diagonal([(axis.reliability / FLOOR_PX) ** 2 for axis in axes]),
                 sharpness=_triple([_FALL / axis.width_px**2 if axis.reliability > 0 else 0.0 for axis in axes]),
             )
         )
@@ -222,6 +227,11 @@ def _side(acquisition: Acquisition, link: Link) -> tuple[int, int, str]:
     """Which of a project's lists a link belongs to."""
     first, second = acquisition.tiles[link.first], acquisition.tiles[link.second]
     return first.row, first.column, "south" if second.row > first.row else "east"
+
+
+def _diagonal(values: Sequence[float]) -> Matrix:
+    z, y, x = (_triple(row) for row in np.diag(values).tolist())
+    return z, y, x
 
 
 def _triple(values: Sequence[float]) -> tuple[float, float, float]:
@@ -267,3 +277,22 @@ def _report(acquisition: Acquisition, links: Sequence[Link], placement: Placemen
         names = ", ".join(acquisition.tiles[i].name for i in placement.stage_only)
         what = "no overlap could be used: all tiles are" if not voted.any() else f"{names}: no usable overlap,"
         say(f"align: WARNING {what} placed by the stage")
+    _doubt_the_overlap(acquisition, links, voted)
+
+
+def _doubt_the_overlap(acquisition: Acquisition, links: Sequence[Link], voted: NDArray[np.bool_]) -> None:
+    """Say so if the tiles overlap by another share than the description states, or hardly at all."""
+    for axis, word in ((1, "vertical"), (2, "horizontal")):
+        mine = [k for k, link in enumerate(links) if abs(link.nominal_px[axis]) > abs(link.nominal_px[3 - axis])]
+        if len(mine) < _FEW_LINKS:
+            continue
+        stated = acquisition.overlap[axis - 1]
+        off = [links[k].shift_px[axis] - links[k].nominal_px[axis] for k in mine if voted[k]]
+        if len(off) < 0.25 * len(mine):
+            say(
+                f"align: WARNING few {word} overlaps could be used: if there is tissue in the others, the stated "
+                f"overlap of {stated:.1%} or the voxel size is wrong, or align.search_um is too small"
+            )
+        elif abs(share := float(np.median(off)) / acquisition.tile_shape[axis]) > _WRONG_OVERLAP:
+            found = stated - share
+            say(f"align: WARNING the {word} overlap is stated as {stated:.1%}; the tiles overlap by {found:.1%}")

@@ -25,6 +25,9 @@ WINDOW = 21
 _SMALLEST_OVERLAP = 0.2
 # Standard deviations by which a peak must exceed the largest that chance is expected to give.
 _ABOVE_CHANCE = 2.0
+# A peak of less than this share of the highest one's significance is no rival of it; of the others, this many are.
+_RIVAL = 0.7
+_MOST_PEAKS = 4
 
 
 @dataclass(frozen=True)
@@ -45,17 +48,20 @@ class CorrelationMap:
     values: Array
     significance: Array
 
-    def peak(self) -> Lag | None:
-        """Return the most significant lag, or None if chance alone may well have made it.
+    def peaks(self) -> list[Lag]:
+        """Return the most significant lag and its rivals, best first; none if chance alone may well have made it.
 
         The largest of n independent normal values is about ``sqrt(2 log n)``; lags that depend on each other only
         make it smaller.
         """
-        index = np.unravel_index(int(np.argmax(self.significance)), self.significance.shape)
-        if self.significance[index] < np.sqrt(2 * np.log(self.significance.size)) + _ABOVE_CHANCE:
-            return None
-        z, y, x = (int(i) + o for i, o in zip(index, self.low, strict=True))
-        return z, y, x
+        highest = float(self.significance.max())
+        chance = np.sqrt(2 * np.log(self.significance.size)) + _ABOVE_CHANCE
+        if highest < chance:
+            return []
+        tops = self.significance == ndimage.maximum_filter(self.significance, 3, mode="nearest")
+        at = np.argwhere(tops & (self.significance >= max(_RIVAL * highest, chance)))
+        order = np.argsort(-self.significance[tuple(at.T)], kind="stable")[:_MOST_PEAKS]
+        return [_lag(at[k] + self.low) for k in order]
 
 
 def correlation_map(
@@ -155,9 +161,9 @@ def quadratic_peak(cube: Array) -> tuple[Array, Array, float]:
     -------
     offset
         (3,), of the top from the centre, at most 1 per axis.
-    sharpness
-        (3,), curvature over height per axis, in 1/px^2, with the other two axes free to follow: 0 along an axis on
-        which the position isn't known.
+    curvature
+        (3, 3), curvature over height, in 1/px^2; positive semidefinite, and 0 along a direction in which the position
+        isn't known.
     height
         Value at the top.
 
@@ -177,7 +183,7 @@ def quadratic_peak(cube: Array) -> tuple[Array, Array, float]:
     inverse = (vectors / np.maximum(values, 1e-4)) @ vectors.T
     offset = np.clip(inverse @ gradient, -1, 1)
     height = float(np.exp(constant + gradient @ offset - 0.5 * offset @ curvature @ offset))
-    return offset, 1 / np.diag(inverse), min(height, 1.0)
+    return offset, (vectors * np.maximum(values, 0)) @ vectors.T, min(height, 1.0)
 
 
 def bandpass(planes: Array, window: int = WINDOW) -> Array:

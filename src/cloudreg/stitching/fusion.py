@@ -28,7 +28,9 @@ from cloudreg.space import Box, Grid, split
 from cloudreg.stitching.content import content_part, content_weights
 from cloudreg.stitching.exposure import Exposure, balance_exposure
 from cloudreg.tiles import Acquisition, Project, Tile
+from cloudreg.tiles.damage import damaged_planes, remember
 from cloudreg.tiles.project import require_same_grid
+from cloudreg.tiles.read_ahead import ReadAhead
 
 if TYPE_CHECKING:
     from cloudreg.flatfield import Shading
@@ -105,7 +107,8 @@ def fuse(
         memory = engine.memory_per_block_bytes
         content = settings.blending == "content"
         block = block_shape(grid.shape, unit, acquisition, memory, 2 * engine.workers, content=content)
-        engine.run(task, split(grid.shape, block), label=f"fuse channel {channel}", ledger=ledger)
+        for damaged in engine.run(task, split(grid.shape, block), label=f"fuse channel {channel}", ledger=ledger):
+            remember(damaged or ())
 
     form = writable_format(path)
     if form in ("tiff", "tiff-series"):
@@ -218,7 +221,9 @@ def block_bytes(block: Sequence[int], acquisition: Acquisition, *, content: bool
     z, y, x = block
     _, height, width = acquisition.tile_shape
     pixel = acquisition.dtype.itemsize
-    return y * x * (z * 2 * pixel + 8) + height * width * (2 * pixel + (30 if content else 0))
+    # Neighbours overlap: their planes that are read together are more than the block's.
+    ahead = 0 if acquisition.planes_together == 1 else 2 * acquisition.planes_together * pixel
+    return y * x * (z * 2 * pixel + 8 + ahead) + height * width * (2 * pixel + (30 if content else 0))
 
 
 def edge_weights(length: int, overlap: float, blending: Blending) -> NDArray[np.float32]:
@@ -251,8 +256,8 @@ class FuseBlock:
     writer: Writes
     exposures: tuple[Exposure, ...] = ()
 
-    def __call__(self, box: Box) -> None:
-        """Fuse the voxels of a box of the canvas."""
+    def __call__(self, box: Box) -> tuple[tuple[str, str], ...]:
+        """Fuse the voxels of a box of the canvas; return what this process could not read."""
         here = box.shifted(self.origin)
         out = np.zeros(box.shape, dtype=self.acquisition.dtype)
         limit = np.float32(np.iinfo(out.dtype).max)
@@ -268,6 +273,7 @@ class FuseBlock:
             )
             if (part := place.intersection(here)).size
         ]
+        reader = ReadAhead(self.acquisition, self.channel)
         total, weight = np.empty((2, *box.shape[1:]), dtype=np.float32)
         for z in range(here.start[0], here.stop[0]):
             total[:] = 0
@@ -278,7 +284,7 @@ class FuseBlock:
                     continue
                 _, y, x = part.shifted([-v for v in place.start]).slices
                 _, v, u = part.shifted([-s for s in here.start]).slices
-                pixels, content = self._read(tile, plane, y, x)
+                pixels, content = self._read(reader, tile, plane, y, x)
                 sums = total[v, u], weight[v, u]
                 if self.shading is None and content is None and exposure == Exposure():
                     _add(*sums, pixels, rows[y], columns[x])
@@ -297,14 +303,17 @@ class FuseBlock:
                 )
             _finish(total, weight, limit, out[z - here.start[0]])
         self.writer.write(box, out)
+        return damaged_planes()
 
-    def _read(self, tile: Tile, plane: int, y: slice, x: slice) -> tuple[Array, NDArray[np.float32] | None]:
+    def _read(
+        self, reader: ReadAhead, tile: Tile, plane: int, y: slice, x: slice
+    ) -> tuple[Array, NDArray[np.float32] | None]:
         """Return a part of a plane, and how much it shows if that counts."""
         if self.blending != "content":
-            return self.acquisition.read(tile, self.channel, plane, plane + 1, y, x)[0], None
+            return reader.plane(tile, plane, y, x), None
         _, height, width = self.acquisition.tile_shape
         rows, columns = content_part(y, height), content_part(x, width)
-        wide = self.acquisition.read(tile, self.channel, plane, plane + 1, rows, columns)[0]
+        wide = reader.plane(tile, plane, rows, columns)
         content = content_weights(wide, (rows, columns), (y, x))
         part = slice(y.start - rows.start, y.stop - rows.start), slice(x.start - columns.start, x.stop - columns.start)
         return np.ascontiguousarray(wide[part]), content

@@ -2,16 +2,42 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
 
 from cloudreg.stitching.pairwise import Shift
 
 # Layers within this distance of each other, in pixels, mean the same shift; this close, two are enough.
-_SAME_PX = 2.0
+_SAME_PX = 1.0
+_MANY_SIGMA = 2.0
 _ENOUGH_PX = 0.2
-# Sharpness, in 1/px^2, at which an axis has half its weight: a peak 14 pixels wide.
-_HALF_SHARP = 0.005
+# What lenses and interpolation leave uncertain however bright the texture is.
+FLOOR_PX = 0.1
+# A direction of which nothing is known has this information, 1/px^2.
+_NOTHING = 1e-6
+
+
+@dataclass(frozen=True)
+class Combined:
+    """What all layers of a pair say.
+
+    Parameters
+    ----------
+    lag_px
+        (3,), position of the second strip's first voxel in the first strip.
+    correlation, sharpness
+        Means over the layers that agree, see `Shift`.
+    information
+        (3, 3), inverse covariance of the lag, 1/px^2.
+    """
+
+    lag_px: NDArray[np.float64]
+    correlation: float
+    sharpness: NDArray[np.float64]
+    information: NDArray[np.float64]
 
 
 def agree_closely(shifts: list[Shift]) -> bool:
@@ -21,36 +47,42 @@ def agree_closely(shifts: list[Shift]) -> bool:
     return bool((distances < _ENOUGH_PX).any())
 
 
-def combine_layers(shifts: list[Shift]) -> tuple[Shift, NDArray[np.float64]]:
-    """Average the layers that agree with the best supported one.
+def combine_layers(shifts: Sequence[Shift]) -> Combined:
+    """Average the layers that agree with the best supported one, each by what it knows.
+
+    Layers agree where their lags differ by less than a pixel or so, or by no more than they are uncertain. A layer
+    that contradicts lowers the information of the mean, and so do layers that scatter more than they should.
 
     Parameters
     ----------
     shifts
         At least one, of the same pair of strips.
-
-    Returns
-    -------
-    shift
-        Weighted mean.
-    weight
-        (3,), 0..1: correlation squared times how sharp the peak is along each axis, times the share of the layers
-        that agree.
     """
     lags = np.array([shift.lag_px for shift in shifts])
-    weights = np.array([_weight(shift) for shift in shifts])
-    close = np.linalg.norm(lags[:, None] - lags, axis=2) <= _SAME_PX
-    kept = close[int(np.argmax(close @ weights.sum(axis=1)))]
-    share = weights[kept].sum() / weights.sum()
-    votes = weights.sum(axis=1) * kept
-    mean = Shift(
-        np.average(lags[kept], axis=0, weights=weights[kept]),
+    informations = np.array([shift.information for shift in shifts])
+    covariances = np.linalg.inv(informations + _NOTHING * np.eye(3))
+    support = np.array([shift.voxels * shift.correlation**2 for shift in shifts])
+    count = range(len(lags))
+    close = np.array([[_agree(lags[i] - lags[j], covariances[i] + covariances[j]) for j in count] for i in count])
+    kept = close[int(np.argmax(close @ support))]
+    share = float(support[kept].sum() / support.sum())
+
+    known = informations[kept].sum(axis=0) + _NOTHING * np.eye(3)
+    start = np.average(lags[kept], axis=0, weights=support[kept])
+    pulls = [information @ (lag - start) for information, lag in zip(informations[kept], lags[kept], strict=True)]
+    mean = start + np.linalg.solve(known, np.sum(pulls, axis=0))
+    off = lags[kept] - mean
+    scatter = float(np.einsum("li,lij,lj->", off, informations[kept], off)) / max(3 * (int(kept.sum()) - 1), 1)
+    covariance = np.linalg.inv(known) * max(scatter, 1.0) + FLOOR_PX**2 * np.eye(3)
+    votes = support * kept
+    return Combined(
+        mean,
         float(np.average([s.correlation for s in shifts], weights=votes)),
-        np.average([s.sharpness for s in shifts], axis=0, weights=votes),
+        np.asarray(np.average([s.sharpness for s in shifts], axis=0, weights=votes), dtype=np.float64),
+        np.asarray(np.linalg.inv(covariance) * share, dtype=np.float64),
     )
-    return mean, weights[kept].mean(axis=0) * share
 
 
-def _weight(shift: Shift) -> NDArray[np.float64]:
-    sharpness = np.asarray(shift.sharpness, dtype=np.float64)
-    return shift.correlation**2 * sharpness / (sharpness + _HALF_SHARP)
+def _agree(difference: NDArray[np.float64], covariance: NDArray[np.float64]) -> bool:
+    allowed = covariance + _SAME_PX**2 * np.eye(3)
+    return float(difference @ np.linalg.solve(allowed, difference)) <= _MANY_SIGMA**2

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from cloudreg.flatfield import Shading
 
 Triple = tuple[float, float, float]
+Matrix = tuple[Triple, Triple, Triple]
 
 _LAYER_PLANES = 24
 _MOST_LAYERS = 4
@@ -48,8 +49,9 @@ class Link:
         The same by the stage.
     correlation
         Height of the peak, 0..1; nan for an empty overlap.
-    weight
-        Per axis 0..1: correlation squared times how sharp the peak is along the axis; 0 for an empty overlap.
+    information
+        (3, 3), inverse covariance of the shift, z y x, 1/px^2: what is known of it in each direction; 0 for an empty
+        overlap.
     sharpness
         Curvature over height of the peak per axis, 1/px^2; 0 for an empty overlap.
     """
@@ -59,7 +61,7 @@ class Link:
     shift_px: Triple
     nominal_px: Triple
     correlation: float = math.nan
-    weight: Triple = (0.0, 0.0, 0.0)
+    information: Matrix = ((0.0, 0.0, 0.0), (0.0, 0.0, 0.0), (0.0, 0.0, 0.0))
     sharpness: Triple = (0.0, 0.0, 0.0)
 
     @property
@@ -183,15 +185,15 @@ class _Measure:
                 break
         if not found:
             return empty
-        shift, weight = combine_layers(found)
+        mean = combine_layers(found)
         # The strips start elsewhere than the tiles.
         moved = np.asarray((0, first.rows.start, first.columns.start)) - (0, second.rows.start, second.columns.start)
         return replace(
             empty,
-            shift_px=_triple(shift.lag_px + moved),
-            correlation=shift.correlation,
-            weight=_triple(weight),
-            sharpness=_triple(shift.sharpness),
+            shift_px=_triple(mean.lag_px + moved),
+            correlation=mean.correlation,
+            information=_matrix(mean.information),
+            sharpness=_triple(mean.sharpness),
         )
 
     def strip_bytes(self, pair: _Pair) -> int:
@@ -270,6 +272,11 @@ class _Measure:
         values /= flat
         values += self.shading.background
         return Strip(values, observed)
+
+
+def _matrix(values: NDArray[np.float64]) -> Matrix:
+    z, y, x = (_triple(row) for row in values)
+    return z, y, x
 
 
 def _triple(values: Sequence[float] | NDArray[Any]) -> Triple:

@@ -3,8 +3,16 @@
 1. Both strips are halved into a pyramid until they are small.
 2. The coarsest level looks at the whole search window with FFTs. A peak that chance would give as well means that the
    overlap is empty: no shift.
-3. Level by level, the peak is followed on the pieces that hold most of the common texture.
+3. Level by level, the peak is followed on the pieces that hold most of the common texture; and so are its rivals,
+   where several are nearly as high. If one is not clearly the best in the end, there is no shift either.
 4. At full resolution a quadratic surface through the peak gives the fraction of a pixel.
+5. How well the shift is known in each direction follows from the residuals there, block by block (the "sandwich" of
+   robust statistics): so noise that is larger where it is bright, and texture that is in few places, are counted.
+
+References
+----------
+P. J. Huber, "The behavior of maximum likelihood estimates under nonstandard conditions", Proc. 5th Berkeley Symp. 1
+(1967).
 """
 
 from __future__ import annotations
@@ -21,6 +29,7 @@ from cloudreg.space import Box, split
 from cloudreg.stitching.correlation import WINDOW, bandpass, correlation_map, correlations_at, quadratic_peak
 
 Array = NDArray[Any]
+_Piece = tuple[Array, Array, Array, Array, tuple[int, int, int]]
 
 # The coarsest level is at most this large, and no axis is halved below this many samples.
 _COARSE_VOXELS = 1 << 18
@@ -31,6 +40,12 @@ _PIECE = 48
 _CONTEXT = 16
 # How far, in pixels of a level, the peak may lie from where the coarser level saw it.
 _REACH = 5
+# A rival within this distance of the best, in pixels, is the same peak; one with more than this share of the inverse
+# hyperbolic tangent of the best one's correlation makes it ambiguous.
+_SAME_PX = 2.0
+_CLEARLY = 0.85
+# Residuals are independent from block to block of this size, z y x.
+_BLOCK = (8, 12, 12)
 
 
 @dataclass(frozen=True)
@@ -59,13 +74,25 @@ class Shift:
         (3,), position of the second strip's first voxel in the first strip.
     correlation
         Height of the peak, 0..1.
-    sharpness
-        (3,), curvature over height of the peak per axis, 1/px^2.
+    curvature
+        (3, 3), curvature over height of the peak, 1/px^2.
+    voxels
+        How many voted.
+    information
+        (3, 3), inverse covariance of the lag, 1/px^2; 0 in directions in which it isn't known.
     """
 
     lag_px: Array
     correlation: float
-    sharpness: Array
+    curvature: Array
+    voxels: int
+    information: Array
+
+    @property
+    def sharpness(self) -> Array:
+        """Curvature per axis, (3,), with the other two free to follow: 0 along an axis on which it isn't known."""
+        values, vectors = np.linalg.eigh(self.curvature)
+        return np.asarray(1 / np.diag((vectors / np.maximum(values, 1e-4)) @ vectors.T))
 
 
 def measure_shift(
@@ -87,26 +114,41 @@ def measure_shift(
     Returns
     -------
     Shift or None
-        None if the strips have no significant texture in common.
+        None if the strips have no significant texture in common, or two shifts explain it nearly as well.
     """
     levels = _pyramid(first, second, search_px, voxel_size_um)
     top = levels[-1]
     low, high = top.window(nominal_px, search_px)
     a, b = bandpass(top.first.values), bandpass(top.second.values)
-    found = correlation_map(a, b, _voxel_mask(top.first), _voxel_mask(top.second), low, high).peak()
-    if found is None:
-        return None
-    texture = _common_texture(a, b, found)
+    candidates = correlation_map(a, b, _voxel_mask(top.first), _voxel_mask(top.second), low, high).peaks()
+    shifts = [_refined(levels, _common_texture(a, b, lag), lag) for lag in candidates]
+    return _clear_winner([shift for shift in shifts if shift is not None])
 
+
+def _clear_winner(shifts: list[Shift]) -> Shift | None:
+    """Return the shift of the highest correlation, or None if another one is nearly as high."""
+    if not shifts:
+        return None
+    best = max(shifts, key=lambda shift: shift.correlation)
+    limit = np.tanh(_CLEARLY * np.arctanh(min(best.correlation, 0.999)))
+    others = [s for s in shifts if np.abs(s.lag_px - best.lag_px).max() > _SAME_PX]
+    return None if any(s.correlation > limit for s in others) else best
+
+
+def _refined(levels: list[_Level], texture: Array, found: Sequence[int]) -> Shift | None:
+    """Follow a peak of the coarsest level down to the finest; None if it is lost on the way."""
+    top = levels[-1]
     lag = np.asarray(found, dtype=np.float64)
-    shift = None
     for level, coarser in zip(levels[::-1], [top, *levels[:0:-1]], strict=True):
         start = np.rint(lag * coarser.factors / level.factors).astype(int)
-        shift = _follow(level, start, texture, top.factors / level.factors)
-        if shift is None:
+        pieces = _pieces(level, start, texture, top.factors / level.factors)
+        peak = _climb(pieces)
+        if peak is None:
             return None
-        lag = shift.lag_px
-    return shift
+        whole, offset, curvature, height = peak
+        lag = start + whole + offset
+    voxels, information = _information(pieces, whole, offset, curvature)
+    return Shift(lag, height, curvature, voxels, information)
 
 
 @dataclass(frozen=True)
@@ -167,9 +209,16 @@ def _common_texture(first: Array, second: Array, lag: Sequence[int]) -> Array:
     return result
 
 
-def _follow(level: _Level, start: Array, texture: Array, texture_factors: Array) -> Shift | None:
-    """Climb the correlation from a lag to its peak; None if that is farther than the reach."""
-    pieces = _pieces(level, start, texture, texture_factors)
+def _climb(pieces: Sequence[_Piece]) -> tuple[Array, Array, Array, float] | None:
+    """Climb the correlation from where the pieces lie on each other to its peak; None if it is out of reach.
+
+    Returns
+    -------
+    whole, offset
+        (3,), lag of the highest voxel of the correlation, and of its top from there.
+    curvature, height
+        Of the top.
+    """
     known: dict[tuple[int, ...], float] = {}
 
     def look(lags: Array) -> Array:
@@ -177,8 +226,7 @@ def _follow(level: _Level, start: Array, texture: Array, texture_factors: Array)
         known.update(zip(new, correlations_at(pieces, np.array(new, dtype=int).reshape(-1, 3)).tolist(), strict=True))
         return np.array([known[tuple(lag)] for lag in lags.tolist()])
 
-    wide = _neighbours(2)
-    peak = wide[np.argmax(look(wide))]
+    peak = np.zeros(3, dtype=int)
     while True:
         around = peak + _neighbours(1)
         values = look(around)
@@ -188,15 +236,62 @@ def _follow(level: _Level, start: Array, texture: Array, texture_factors: Array)
         peak = best
         if (np.abs(peak) >= _REACH).any():
             return None
-    offset, sharpness, height = quadratic_peak(values.reshape(3, 3, 3))
+    offset, curvature, height = quadratic_peak(values.reshape(3, 3, 3))
     if height <= 0:
         return None
-    return Shift(start + peak + offset, height, sharpness)
+    return peak, offset, curvature, height
 
 
-def _pieces(
-    level: _Level, start: Array, texture: Array, texture_factors: Array
-) -> list[tuple[Array, Array, Array, Array, tuple[int, int, int]]]:
+def _information(
+    pieces: Sequence[_Piece], whole: Array, offset: Array, curvature: Array
+) -> tuple[int, NDArray[np.float64]]:
+    """Return how many voxels voted, and the inverse covariance of the lag at which the pieces correlate best.
+
+    The lag maximises the sum of a(v + lag) b(v). Its error is the inverse of that sum's second derivative times the sum
+    of residuals times gradients, whose variance is that over the blocks.
+    """
+    aligned = [_aligned(piece, whole) for piece in pieces]
+    product = sum(float(np.vdot(a, b)) for a, b in aligned)
+    energy = sum(float(np.vdot(a, a)) for a, _ in aligned)
+    scores = np.concatenate([_scores(a, b, offset, product / max(energy, 1e-30)) for a, b in aligned])
+    squares = (scores**2).sum(axis=1)
+    # What two or three blocks say of the variance is little.
+    blocks = float(squares.sum() ** 2 / max(float((squares**2).sum()), 1e-30))
+    covariance = scores.T @ scores * blocks / max(blocks - 3, 0.25)
+    steep = curvature * product
+    known = steep @ np.linalg.solve(covariance + 1e-9 * max(np.trace(covariance), 1e-30) * np.eye(3), steep)
+    return sum(a.size for a, _ in aligned), (known + known.T) / 2
+
+
+def _aligned(piece: _Piece, whole: Array) -> tuple[Array, Array]:
+    """Return the voxels of both that lie on each other on observed planes, of mean 0."""
+    first, second, first_planes, second_planes, lag = piece
+    start = [int(o) + int(w) for o, w in zip(lag, whole, strict=True)]
+    inside = Box.whole(first.shape).shifted([-v for v in start]).intersection(Box.whole(second.shape))
+    there = inside.shifted(start)
+    seen = second_planes[inside.slices[0]] & first_planes[there.slices[0]]
+    a, b = first[there.slices][seen], second[inside.slices][seen]
+    return a - a.mean() if a.size else a, b - b.mean() if b.size else b
+
+
+def _scores(a: Array, b: Array, offset: Array, gain: float) -> Array:
+    """Return the sums over blocks, (n, 3), of what is left of b when a is moved by an offset, times a's gradient."""
+    if min(a.shape, default=0) < 2:
+        return np.zeros((0, 3))
+    gradient = np.gradient(a)
+    rest = b - gain * a
+    for slope, o in zip(gradient, offset, strict=True):
+        rest -= (gain * o) * slope
+    sums = []
+    for slope in gradient:
+        product = rest * slope
+        for axis, size in enumerate(_BLOCK):
+            product = np.add.reduceat(product, np.arange(0, product.shape[axis], size), axis=axis)
+        sums.append(product.ravel())
+    return np.stack(sums, axis=1).astype(np.float64)
+
+
+def _pieces(level: _Level, start: Array, texture: Array, texture_factors: Array) -> list[_Piece]:
     """Filtered pieces of both strips around the expected overlap: those with most texture in common."""
     first, second = level.first, level.second
     overlap = Box.whole(first.values.shape).shifted((-start).tolist()).intersection(Box.whole(second.values.shape))

@@ -1,16 +1,19 @@
 """Where all tiles lie: weighted least squares over all reliable links, and the stage where there are none.
 
-The positions x minimise, axis by axis,
+The positions x, all three axes together, minimise
 
-    sum over links  w r |x_second - x_first - shift|^2
+    sum over links  r e^T I e,  with  e = x_second - x_first - shift
   + sum over neighbours  s |x_second - x_first - step|^2  +  sum over tiles  s/100 |x - model|^2
 
-with w the link's weight, r its robust weight, and s the stage's weight. ``step`` and ``model`` are the stage as it
-really moved: the nominal positions, corrected by the median deviation of all east links and of all south links. So a
-tile without links keeps its place beside its neighbours, and no part of the grid can drift away.
+with I the link's information, r its robust weight, and s the stage's weight. Where an overlap shows an edge only, the
+shift along the edge isn't known: I says so, and other links or the stage decide that direction alone. ``step`` and
+``model`` are the stage as it really moved: the nominal positions, corrected by the median deviation of all east links
+and of all south links. So a tile without links keeps its place beside its neighbours, and no part of the grid can drift
+away.
 
 A wrong link breaks the loops that it is in. Robust weights find it: r starts at 1 for all, and its scale is lowered
-step by step (graduated non-convexity) until links off by more than about a pixel count for nothing.
+step by step (graduated non-convexity) until links off by more than about a pixel count for nothing. A link that isn't
+known to a pixel may be off by more.
 
 References
 ----------
@@ -30,18 +33,21 @@ from scipy import sparse
 from scipy.sparse.linalg import spsolve
 
 from cloudreg.settings import AlignSettings
+from cloudreg.stitching.layers import FLOOR_PX
 from cloudreg.stitching.links import Link, neighbours
 from cloudreg.tiles import Acquisition
 
 Array = NDArray[Any]
 
-# Residual, in pixels, at which a link counts a quarter in the end.
+# Residual at which a link that is perfectly known counts a quarter in the end.
 _ROBUST_PX = 1.0
 _SCALE_STEP = 0.7
-# A link farther off than this, and than four robust standard deviations, is an outlier.
-_OUTLIER_PX = 2.0
+# A link farther off than this many times that, and than four robust standard deviations, is an outlier.
+_OUTLIER = 2.0
 # The stage's absolute position only decides what nothing else does.
 _ABSOLUTE = 0.01
+# Information of a direction of which nothing is known, 1/px^2.
+_NOTHING = 1e-6
 # Below this many links in a direction, the stage is taken at its word.
 _FEWEST_FOR_STAGE = 3
 
@@ -85,10 +91,11 @@ def place_tiles(acquisition: Acquisition, links: Sequence[Link], settings: Align
     votes = np.array([not k.is_empty and k.correlation >= settings.minimum_correlation for k in links], dtype=bool)
     ends = np.array([(k.first, k.second) for k in links], dtype=int).reshape(-1, 2)
     shifts = np.array([k.shift_px for k in links]).reshape(-1, 3)
-    weights = np.array([k.weight for k in links]).reshape(-1, 3) * votes[:, None]
+    information = np.array([k.information for k in links]).reshape(-1, 3, 3)
 
     steps, model = _stage(nominal, pairs, ends[votes], shifts[votes])
-    system = _System(len(nominal), ends, shifts, weights, pairs, steps, model, settings.stage_weight)
+    stage = settings.stage_weight / FLOOR_PX**2
+    system = _System(len(nominal), ends, shifts, information, pairs, steps, model, stage)
     robust, outliers = _reject(system, votes)
     positions = system.solve(robust)
 
@@ -102,36 +109,47 @@ class _System:
     tiles: int
     ends: Array
     shifts: Array
-    weights: Array
+    information: Array
     pairs: Array
     steps: Array
     model: Array
-    stage_weight: float
+    stage: float
 
     def solve(self, robust: Array) -> Array:
         """Return the positions (n, 3) for given robust weights of the links."""
-        rows = np.concatenate([self.ends, self.pairs])
-        differences = np.concatenate([self.shifts, self.steps])
-        incidence = _incidence(rows, self.tiles)
-        positions = np.empty((self.tiles, 3))
-        for axis in range(3):
-            weights = np.concatenate([self.weights[:, axis] * robust, np.full(len(self.pairs), self.stage_weight)])
-            scaled = incidence.T.multiply(weights).tocsr()
-            anchor = self.stage_weight * _ABSOLUTE
-            matrix = scaled @ incidence + anchor * sparse.identity(self.tiles)
-            right = scaled @ differences[:, axis] + anchor * self.model[:, axis]
-            positions[:, axis] = spsolve(matrix.tocsc(), right)
-        return positions
+        used = robust > 0
+        stage = np.broadcast_to(self.stage * np.eye(3), (len(self.pairs), 3, 3))
+        information = np.concatenate([self.information[used] * robust[used, None, None], stage])
+        ends = np.concatenate([self.ends[used], self.pairs])
+        differences = np.concatenate([self.shifts[used], self.steps])
+        anchor = self.stage * _ABSOLUTE
+
+        right = anchor * self.model
+        pulls = np.einsum("kij,kj->ki", information, differences)
+        np.add.at(right, ends[:, 1], pulls)
+        np.add.at(right, ends[:, 0], -pulls)
+        matrix = self._assembled(ends, information) + anchor * sparse.identity(3 * self.tiles)
+        return np.asarray(spsolve(matrix.tocsc(), right.ravel())).reshape(-1, 3)
+
+    def _assembled(self, ends: Array, information: Array) -> Any:
+        """Return the matrix (3n, 3n) whose quadratic form is the sum of those of all differences of tiles."""
+        first, second = 3 * ends[:, 0, None] + np.arange(3), 3 * ends[:, 1, None] + np.arange(3)
+        blocks = ((first, first, 1), (second, second, 1), (first, second, -1), (second, first, -1))
+        rows = np.concatenate([np.repeat(a, 3, axis=1).ravel() for a, _, _ in blocks])
+        columns = np.concatenate([np.tile(b, (1, 3)).ravel() for _, b, _ in blocks])
+        values = np.concatenate([sign * information.ravel() for _, _, sign in blocks])
+        return sparse.csr_array((values, (rows, columns)), shape=(3 * self.tiles, 3 * self.tiles))
 
     def residuals(self, positions: Array) -> Array:
         """Return what each link measured minus the distance of its tiles, (m, 3)."""
         return np.asarray(self.shifts - (positions[self.ends[:, 1]] - positions[self.ends[:, 0]]))
 
-
-def _incidence(ends: Array, tiles: int) -> sparse.csr_array:
-    """Matrix that takes positions to the differences second minus first."""
-    rows = np.repeat(np.arange(len(ends)), 2)
-    return sparse.csr_array((np.tile([-1.0, 1.0], len(ends)), (rows, ends.ravel())), shape=(len(ends), tiles))
+    def distances(self, positions: Array) -> Array:
+        """Return how far off each link is, (m,), in pixels for one that is perfectly known; less for a vague one."""
+        off = self.residuals(positions)
+        covariance = np.linalg.inv(self.information + _NOTHING * np.eye(3))
+        squared = np.einsum("ki,ki->k", off, np.linalg.solve(covariance + np.eye(3), off[..., None])[..., 0])
+        return np.asarray(np.sqrt(squared))
 
 
 def _stage(nominal: Array, pairs: Array, ends: Array, shifts: Array) -> tuple[Array, Array]:
@@ -167,17 +185,17 @@ def _reject(system: _System, votes: Array) -> tuple[Array, Array]:
     if not votes.any():
         return np.zeros(len(votes)), np.zeros_like(votes)
     trust = _plausibility(system, votes)
-    scale = max(float(np.linalg.norm(system.residuals(system.solve(trust))[votes], axis=1).max()), _ROBUST_PX)
+    scale = max(float(system.distances(system.solve(trust))[votes].max()), _ROBUST_PX)
     robust = trust
     settled = 0
     while settled < 5:
-        squared = (system.residuals(system.solve(robust)) ** 2).sum(axis=1)
+        squared = system.distances(system.solve(robust)) ** 2
         robust = trust * (scale**2 / (scale**2 + squared)) ** 2
         settled += scale == _ROBUST_PX
         scale = max(scale * _SCALE_STEP, _ROBUST_PX)
-    distance = np.linalg.norm(system.residuals(system.solve(robust)), axis=1)
+    distance = system.distances(system.solve(robust))
     deviation = 1.4826 * float(np.median(distance[votes]))
-    outliers = votes & (distance > max(_OUTLIER_PX, 4 * deviation))
+    outliers = votes & (distance > max(_OUTLIER * _ROBUST_PX, 4 * deviation))
     # What remains is least squares again, but for the few between a pixel and the limit.
     kept = (_ROBUST_PX**2 / (_ROBUST_PX**2 + distance**2)) ** 2
     return np.where(votes & ~outliers, kept, 0.0), outliers
@@ -185,7 +203,6 @@ def _reject(system: _System, votes: Array) -> tuple[Array, Array]:
 
 def _plausibility(system: _System, votes: Array) -> Array:
     """How likely a link is by the stage alone, 0..1: settles which link of a single broken loop is wrong."""
-    positions = system.model
-    distance = np.linalg.norm(system.residuals(positions), axis=1)
+    distance = system.distances(system.model)
     typical = max(3 * float(np.median(distance[votes])), 2.0)
     return np.where(votes, 1 / (1 + (distance / typical) ** 2), 0.0)

@@ -11,6 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cloudreg.errors import InputError
+from cloudreg.io.remote import RemotePath
+from cloudreg.tiles.damage import note_damage
+
+Place = Path | RemotePath
+"""A file or folder, here or on an object store."""
 
 Intervals = tuple[tuple[int, int], ...]
 """Half-open ranges of planes, ascending, with a gap between any two."""
@@ -73,9 +78,11 @@ class Acquisition(ABC):
         What the microscope calls its lens; empty where it doesn't say.
     planes_folder
         The folder that holds the tiles' folders.
+    strict
+        Whether a plane that can't be read is an error; else it is taken for lost, see `cloudreg.tiles.damage`.
     """
 
-    path: Path
+    path: Place
     rows: int
     columns: int
     tile_shape: tuple[int, int, int]
@@ -85,7 +92,22 @@ class Acquisition(ABC):
     dtype: np.dtype[np.generic]
     tiles: tuple[Tile, ...]
     objective: str
-    planes_folder: Path
+    planes_folder: Place
+    strict: bool = field(default=False, kw_only=True)
+
+    @property
+    def planes_together(self) -> int:
+        """How many planes are stored, hence best read, together."""
+        return 1
+
+    @property
+    def volume_format(self) -> str:
+        """TeraStitcher's name for how tiles are stored."""
+        return "TiledXY|2Dseries"
+
+    def project_attributes(self, tile: Tile, channel: int) -> dict[str, str]:
+        """Return what a project says of a tile beside the usual."""
+        return {}
 
     @property
     def pitch_px(self) -> tuple[float, float]:
@@ -123,7 +145,6 @@ class Acquisition(ABC):
             known = ", ".join(str(c) for c in self.channels)
             raise InputError(f"{self.path} has no channel {channel}: choose one of {known}")
 
-    @abstractmethod
     def read(
         self,
         tile: Tile,
@@ -149,12 +170,57 @@ class Acquisition(ABC):
         Returns
         -------
         array
-            (planes, rows, columns) of ``dtype``; lost planes are zeros.
+            (planes, rows, columns) of ``dtype``; lost planes are zeros, and so are those that can't be decoded or have
+            another size or type than the rest.
 
         Raises
         ------
         InputError
-            If a plane can't be decoded or has another size or type than the rest; names the file.
+            If the acquisition is strict and a plane can't be read; names the file.
+        """
+        depth, height, width = self.tile_shape
+        if not 0 <= start <= stop <= depth:
+            raise ValueError(f"planes {start} to {stop} are not within 0 to {depth}")
+        rows, columns = slice(*rows.indices(height)), slice(*columns.indices(width))
+        shape = (stop - start, max(0, rows.stop - rows.start), max(0, columns.stop - columns.start))
+        pixels = np.zeros(shape, self.dtype)
+        if not pixels.size:
+            return pixels
+        step = max(1, self.planes_together)
+        for first, end in self.planes(tile, channel):
+            low, high = max(first, start), min(end, stop)
+            for plane in range(low, high, step):
+                above = min(plane + step, high)
+                self._read_or_lose(tile, channel, plane, above, rows, columns, pixels[plane - start : above - start])
+        return pixels
+
+    def _read_or_lose(
+        self, tile: Tile, channel: int, start: int, stop: int, rows: slice, columns: slice, out: NDArray[np.generic]
+    ) -> None:
+        try:
+            self._fill(tile, channel, start, stop, rows, columns, out)
+        except InputError as error:
+            if self.strict:
+                raise
+            out[:] = 0
+            if stop - start == 1:
+                note_damage(f"{tile.name} plane {start} of channel {channel}", str(error))
+                return
+            # Those beside it may be sound.
+            for plane in range(start, stop):
+                part = out[plane - start : plane - start + 1]
+                self._read_or_lose(tile, channel, plane, plane + 1, rows, columns, part)
+
+    @abstractmethod
+    def _fill(
+        self, tile: Tile, channel: int, start: int, stop: int, rows: slice, columns: slice, out: NDArray[np.generic]
+    ) -> None:
+        """Read planes that exist into an array of zeros, (planes, rows, columns).
+
+        Raises
+        ------
+        InputError
+            If a plane is damaged, or of another kind than the rest.
         """
 
     @abstractmethod

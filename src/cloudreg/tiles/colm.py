@@ -15,9 +15,11 @@ from numpy.typing import NDArray
 
 from cloudreg.errors import InputError
 from cloudreg.execution.progress import say
-from cloudreg.tiles.acquisition import Acquisition, Tile, to_intervals
+from cloudreg.io.remote import RemotePath, place_of
+from cloudreg.tiles.acquisition import Acquisition, Place, Tile, to_intervals
+from cloudreg.tiles.damage import note_damage
 from cloudreg.tiles.experiment import PIXEL_UM, Experiment, read_experiment, read_scanned_cells
-from cloudreg.tiles.plane_files import PlaneKind, inspect_plane, read_plane, unlike
+from cloudreg.tiles.plane_files import DamagedPlaneError, PlaneKind, inspect_plane, read_plane, unlike
 
 INI = "Experiment.ini"
 SCANNED_CELLS = "Scanned Cells.txt"
@@ -65,44 +67,28 @@ class PlaneNames:
 
 @dataclass(frozen=True, eq=False)
 class ColmAcquisition(Acquisition):
-    """A COLM acquisition; opened by `open_acquisition`, which checks it."""
+    """A COLM acquisition; opened by `open_colm`, which checks it."""
 
     _names: Mapping[tuple[str, int], PlaneNames] = field(repr=False)
     _digests: Mapping[int, str] = field(repr=False)
 
-    def plane_path(self, tile: Tile, channel: int, plane: int) -> Path:
+    def plane_path(self, tile: Tile, channel: int, plane: int) -> Place:
         """Return the file of a plane that exists."""
         return self.planes_folder / tile.name / self._names[tile.name, channel][plane]
 
-    def read(
-        self,
-        tile: Tile,
-        channel: int,
-        start: int,
-        stop: int,
-        rows: slice = slice(None),
-        columns: slice = slice(None),
-    ) -> NDArray[np.generic]:
-        """Read planes ``start`` to ``stop`` of a tile, or a part of each; see `Acquisition.read`."""
-        depth, height, width = self.tile_shape
-        if not 0 <= start <= stop <= depth:
-            raise ValueError(f"planes {start} to {stop} are not within 0 to {depth}")
-        rows, columns = slice(*rows.indices(height)), slice(*columns.indices(width))
-        shape = (stop - start, max(0, rows.stop - rows.start), max(0, columns.stop - columns.start))
-        pixels = np.zeros(shape, self.dtype)
-        if not pixels.size:
-            return pixels
+    def _fill(
+        self, tile: Tile, channel: int, start: int, stop: int, rows: slice, columns: slice, out: NDArray[np.generic]
+    ) -> None:
+        _, height, width = self.tile_shape
         kind = PlaneKind(height, width, self.dtype)
-        for first, end in self.planes(tile, channel):
-            for plane in range(max(first, start), min(end, stop)):
-                read_plane(self.plane_path(tile, channel, plane), kind, rows, columns, pixels[plane - start])
-        return pixels
+        for plane in range(start, stop):
+            read_plane(self.plane_path(tile, channel, plane), kind, rows, columns, out[plane - start])
 
     def fingerprint(self, channels: Iterable[int]) -> str:
         """Return a hash of the description and of the names, sizes and times of these channels' files."""
         digest = hashlib.sha256()
         for name in (INI, SCANNED_CELLS):
-            digest.update(hashlib.sha256((self.path / name).read_bytes()).digest())
+            digest.update(hashlib.sha256((_description(self.path) / name).read_bytes()).digest())
         # The voxel size may have been given instead of read.
         digest.update(repr(self.voxel_size_um).encode())
         for channel in sorted(set(channels)):
@@ -135,17 +121,23 @@ def is_corrected(name: str) -> bool:
     return name.rpartition(".")[0].lower().endswith(CORRECTED)
 
 
-def open_acquisition(
-    path: str | Path, *, voxel_size_um: Sequence[float] | None = None, corrected: bool = True
+def open_colm(
+    path: str | Place,
+    *,
+    voxel_size_um: Sequence[float] | None = None,
+    strict: bool = False,
+    corrected: bool = True,
 ) -> ColmAcquisition:
     """Open a raw acquisition, and check all that can be checked without reading its pixels.
 
     Parameters
     ----------
     path
-        Folder with ``Experiment.ini``, ``Scanned Cells.txt`` and ``VW0``.
+        Folder with ``Experiment.ini``, ``Scanned Cells.txt`` and ``VW0``, or its address on an object store.
     voxel_size_um
         z, y, x, instead of what ``Experiment.ini`` says; needed where the objective is not a known one.
+    strict
+        Whether a plane that can't be read is an error; else it is taken for lost.
     corrected
         Of a plane that is there as it was recorded and evened as well (``…_corrected.tiff``), take the evened one.
 
@@ -158,16 +150,21 @@ def open_acquisition(
     ------
     InputError
         If a text file is missing, not whole or contradicts the other; if the folder of an imaged cell is missing; if a
-        plane is truncated, of another size or type than the rest, or exists twice; if only some planes have evened
-        copies. Of each tile and channel, one file of each different size is opened; a compressed plane that is damaged
-        inside is found by `Acquisition.read`.
+        plane is of another size or type than the rest, or exists twice; if only some planes have evened copies; if it
+        is strict, of a truncated plane, too. Of each tile and channel, one file of each different size is opened (one
+        in all on an object store, which doesn't list sizes); a plane that is damaged inside is found by
+        `Acquisition.read`.
     """
-    path = _home(Path(path))
-    experiment = read_experiment(path / INI)
-    scanned = read_scanned_cells(path / SCANNED_CELLS, experiment.rows, experiment.columns)
+    if isinstance(path, str):
+        path = place_of(path) or Path(path)
+    path = _home(path)
+    described = _description(path)
+    experiment = read_experiment(described / INI)
+    scanned = read_scanned_cells(described / SCANNED_CELLS, experiment.rows, experiment.columns)
     voxel = _voxel_size(path, experiment, voxel_size_um)
     view = path / VIEW
-    folders = _folders(view)
+    listed = _listed(view)
+    folders = _folders(view, listed)
 
     tiles: list[Tile] = []
     names: dict[tuple[str, int], PlaneNames] = {}
@@ -182,17 +179,26 @@ def open_acquisition(
                 f"{path / SCANNED_CELLS} says that row {row}, column {column} was imaged, and {view} has no folder "
                 f"{folder_name(int(location))}: copy it, or set the cell to 0"
             )
-        files = _list(view / folder, int(location), corrected)
+        files = _planes(view / folder, listed[folder], int(location), corrected)
         for channel in sorted(files):
             planes = files[channel]
             for file in planes.values():
                 evened[channel][file.in_two_forms] += 1
             for plane in _suspects(planes):
                 suspect = view / folder / planes[plane].name
-                found = inspect_plane(suspect)
+                try:
+                    found = inspect_plane(suspect)
+                except DamagedPlaneError as error:
+                    if strict:
+                        raise
+                    note_damage(f"{folder} plane {plane} of channel {channel}", str(error))
+                    del planes[plane]
+                    continue
                 kind = kind or PlaneKind(experiment.height, experiment.width, found.dtype)
                 if found != kind:
                     raise unlike(suspect, found, kind)
+            if not planes:
+                continue
             names[folder, channel] = PlaneNames.describe({plane: file.name for plane, file in planes.items()})
             for file in planes.values():
                 digests[channel].update(f"{folder}/{file.name}:{file.size}:{file.time_ns}\n".encode())
@@ -221,7 +227,15 @@ def open_acquisition(
         planes_folder=view,
         _names=names,
         _digests={channel: digest.hexdigest() for channel, digest in digests.items()},
+        strict=strict,
     )
+    unscanned = [name for number, name in folders.items() if number >= scanned.size or not scanned.flat[number]]
+    unscanned = [name for name in unscanned if any(PLANE.search(file.name) for file in listed[name])]
+    if unscanned:
+        say(
+            f"{described / SCANNED_CELLS} says that {', '.join(unscanned)} were not imaged, "
+            "and they hold planes: left out"
+        )
     _warn(acquisition, experiment)
     return acquisition
 
@@ -234,20 +248,25 @@ class _File:
     in_two_forms: bool = False
 
 
-def _home(path: Path) -> Path:
+def _home(path: Place) -> Place:
     """Return the folder that holds the view; the view itself is understood too."""
-    if not path.is_dir():
+    if isinstance(path, Path) and not path.is_dir():
         raise InputError(f"expected the folder of a raw acquisition at {path}, found {_what(path)}")
-    if path.name == VIEW and not (path / INI).exists() and (path.parent / INI).exists():
+    if path.name == VIEW and ((path.parent / INI).exists() or (path / INI).exists()):
         return path.parent
     return path
 
 
-def _what(path: Path) -> str:
+def _description(path: Place) -> Place:
+    """Return the folder of the two text files: beside the view, or, as the 2021 program's working copies, in it."""
+    return path / VIEW if not (path / INI).exists() and (path / VIEW / INI).exists() else path
+
+
+def _what(path: Place) -> str:
     return "a file" if path.exists() else "nothing"
 
 
-def _voxel_size(path: Path, experiment: Experiment, given: Sequence[float] | None) -> tuple[float, float, float]:
+def _voxel_size(path: Place, experiment: Experiment, given: Sequence[float] | None) -> tuple[float, float, float]:
     if given is not None:
         z, y, x = (float(v) for v in given)
         if not (0 < z < np.inf and 0 < y < np.inf and 0 < x < np.inf):
@@ -263,11 +282,32 @@ def _voxel_size(path: Path, experiment: Experiment, given: Sequence[float] | Non
     return experiment.step_um, pixel, pixel
 
 
-def _folders(view: Path) -> dict[int, str]:
+def _listed(view: Place) -> dict[str, list[_File]]:
+    """Return the files in each folder of the view; sizes are -1 where they aren't known."""
+    listed: dict[str, list[_File]] = defaultdict(list)
+    if isinstance(view, RemotePath):
+        for name in view.files():
+            folder, _, file = name.partition("/")
+            if file and "/" not in file:
+                listed[folder].append(_File(file, -1, 0))
+        if not listed:
+            raise InputError(f"expected the tiles' folders in {view}, found nothing: check the address")
+        return dict(listed)
     if not view.is_dir():
         raise InputError(f"expected the tiles' folders in {view}, found {_what(view)}: copy the whole acquisition")
+    for folder in sorted(entry.name for entry in view.iterdir() if entry.is_dir()):
+        with os.scandir(view / folder) as entries:
+            for entry in sorted(entries, key=lambda e: e.name):
+                if entry.is_file():
+                    status = entry.stat()
+                    listed[folder].append(_File(entry.name, status.st_size, status.st_mtime_ns))
+        listed.setdefault(folder, [])
+    return dict(listed)
+
+
+def _folders(view: Place, listed: Iterable[str]) -> dict[int, str]:
     folders: dict[int, str] = {}
-    for name in sorted(entry.name for entry in view.iterdir() if entry.is_dir()):
+    for name in sorted(listed):
         match = _FOLDER.match(name)
         if match is None:
             continue
@@ -277,29 +317,26 @@ def _folders(view: Path) -> dict[int, str]:
     return folders
 
 
-def _list(folder: Path, location: int, corrected: bool) -> dict[int, dict[int, _File]]:
+def _planes(folder: Place, listed: Iterable[_File], location: int, corrected: bool) -> dict[int, dict[int, _File]]:
     """Return the files of a tile by channel and plane, planes ascending; of a plane's two forms, the one wanted."""
     files: dict[int, dict[int, _File]] = defaultdict(dict)
-    with os.scandir(folder) as entries:
-        for entry in sorted(entries, key=lambda e: e.name):
-            match = PLANE.search(entry.name)
-            if match is None or entry.name.startswith(".") or not entry.is_file():
+    for file in sorted(listed, key=lambda file: file.name):
+        match = PLANE.search(file.name)
+        if match is None or file.name.startswith("."):
+            continue
+        if int(match[1]) != location:
+            raise InputError(f"{folder / file.name} belongs to another tile than its folder: put it back")
+        channel, plane = int(match[3]), int(match[4])
+        known = files[channel].get(plane)
+        if known is not None and not known.in_two_forms and is_corrected(known.name) != is_corrected(file.name):
+            if is_corrected(known.name) == corrected:
+                files[channel][plane] = replace(known, in_two_forms=True)
                 continue
-            if int(match[1]) != location:
-                raise InputError(f"{entry.path} belongs to another tile than its folder: put it back")
-            channel, plane = int(match[3]), int(match[4])
-            known = files[channel].get(plane)
-            if known is not None and not known.in_two_forms and is_corrected(known.name) != is_corrected(entry.name):
-                if is_corrected(known.name) == corrected:
-                    files[channel][plane] = replace(known, in_two_forms=True)
-                    continue
-            elif known is not None:
-                raise InputError(
-                    f"{folder} holds plane {plane} of channel {channel} twice, as {files[channel][plane].name} and "
-                    f"{entry.name}: remove one"
-                )
-            status = entry.stat()
-            files[channel][plane] = _File(entry.name, status.st_size, status.st_mtime_ns, known is not None)
+        elif known is not None:
+            raise InputError(
+                f"{folder} holds plane {plane} of channel {channel} twice, as {known.name} and {file.name}: remove one"
+            )
+        files[channel][plane] = replace(file, in_two_forms=known is not None)
     return {channel: dict(sorted(planes.items())) for channel, planes in files.items()}
 
 

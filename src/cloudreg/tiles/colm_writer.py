@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from cloudreg.errors import InputError
 from cloudreg.execution import require_free_space
-from cloudreg.tiles.colm import INI, SCANNED_CELLS, VIEW, ColmAcquisition, folder_name, open_acquisition, plane_name
+from cloudreg.tiles.colm import INI, SCANNED_CELLS, VIEW, ColmAcquisition, folder_name, open_colm, plane_name
 from cloudreg.tiles.experiment import Experiment, format_experiment, format_scanned_cells, objective_pixel_um
 from cloudreg.tiles.plane_files import write_plane
 
@@ -85,7 +85,7 @@ def write_colm(
                     raise ValueError(f"expected a plane of {height} x {width}, got {pixels.shape} of {pixels.dtype}")
                 write_plane(folder / plane_name(location, channel, plane), pixels)
     write_description(path, experiment, scanned)
-    return open_acquisition(path)
+    return open_colm(path)
 
 
 def describe(

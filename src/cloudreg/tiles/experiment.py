@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cloudreg.errors import InputError
+from cloudreg.io.remote import RemotePath
 
 PIXEL_UM = {4.0: 1.46, 10.0: 0.585, 25.0: 0.234}
 """Pixel size at 2048 pixels a side, by magnification of the objective."""
@@ -69,7 +70,7 @@ def objective_pixel_um(objective: str, width: int) -> float | None:
     return None if full is None else full * _FULL_SIDE / width
 
 
-def read_experiment(path: Path) -> Experiment:
+def read_experiment(path: Path | RemotePath) -> Experiment:
     """Read ``Experiment.ini``.
 
     Raises
@@ -141,7 +142,7 @@ def format_experiment(experiment: Experiment) -> str:
     return "".join(f"{line}\r\n" for line in lines)
 
 
-def read_scanned_cells(path: Path, rows: int, columns: int) -> NDArray[np.bool_]:
+def read_scanned_cells(path: Path | RemotePath, rows: int, columns: int) -> NDArray[np.bool_]:
     """Read which cells of the stage grid were imaged.
 
     Returns
@@ -177,7 +178,7 @@ def format_scanned_cells(scanned: NDArray[np.bool_]) -> str:
 class _Ini:
     """Typed look-up in a parsed file, with errors that name the key."""
 
-    def __init__(self, path: Path, parser: configparser.ConfigParser) -> None:
+    def __init__(self, path: Path | RemotePath, parser: configparser.ConfigParser) -> None:
         self._path = path
         self._parser = parser
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from cloudreg.errors import InputError
-from cloudreg.tiles.acquisition import Acquisition, Intervals
+from cloudreg.tiles.acquisition import Acquisition, Intervals, Place
 
 Triple = tuple[float, float, float]
 
@@ -268,10 +268,11 @@ def to_project(acquisition: Acquisition, channel: int) -> Project:
             row,
             column,
             name=tile.name if tile else "",
-            position_px=(0.0, row * pitch[0], column * pitch[1]),
+            position_px=acquisition.nominal_px(tile) if tile else (0.0, row * pitch[0], column * pitch[1]),
             planes=acquisition.planes(tile, channel) if tile else (),
             pattern=pattern,
             bytes_per_channel=acquisition.dtype.itemsize,
+            extras=Extras(acquisition.project_attributes(tile, channel)) if tile else Extras(),
         )
 
     return Project(
@@ -280,8 +281,10 @@ def to_project(acquisition: Acquisition, channel: int) -> Project:
         slices=depth,
         voxel_size_um=voxel,
         pitch_um=(pitch[0] * voxel[1], pitch[1] * voxel[2]),
-        stacks_dir=acquisition.planes_folder.absolute(),
+        stacks_dir=_absolute(acquisition.planes_folder),
         tiles=tuple(cell(row, column) for row in range(acquisition.rows) for column in range(acquisition.columns)),
+        volume_format=acquisition.volume_format,
+        input_plugin="tiff2D" if acquisition.volume_format == "TiledXY|2Dseries" else "tiff3D",
     )
 
 
@@ -292,6 +295,10 @@ def require_same_grid(acquisition: Acquisition, project: Project) -> None:
             f"expected a project of {acquisition.rows} x {acquisition.columns} tiles for {acquisition.path}, "
             f"got one of {project.rows} x {project.columns}: align this acquisition"
         )
+
+
+def _absolute(folder: Place) -> Path:
+    return folder.absolute() if isinstance(folder, Path) else Path(str(folder))
 
 
 def nominal_displacement(step_px: tuple[int, int, int]) -> Displacement:
