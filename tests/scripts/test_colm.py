@@ -12,7 +12,7 @@ import tifffile
 
 from cloudreg.errors import BlocksFailedError, InputError
 from cloudreg.io.objects import list_files, read_json
-from cloudreg.tiles import open_acquisition, read_project
+from cloudreg.tiles import open_acquisition, open_colm, read_project
 
 INI = """[Experiment Settings]
 X Resolution = "1024"
@@ -168,7 +168,7 @@ class TestCorrect:
         ratio = even[tissue] / truth[tissue]
         assert ratio.std() / ratio.mean() < 0.3 * flat.std() and tissue.mean() > 0.3
         # The other channel, and what was recorded, stay.
-        np.testing.assert_array_equal(open_acquisition(raw, corrected=False).read(before.tiles[0], 0, 0, 24), recorded)
+        np.testing.assert_array_equal(open_colm(raw, corrected=False).read(before.tiles[0], 0, 0, 24), recorded)
         np.testing.assert_array_equal(after.read(after.tiles[0], 1, 0, 2), before.read(before.tiles[0], 1, 0, 2))
         assert "background" in read_json("s3://private/log/shading/channel_00", "shading.json")
         assert "flat.tif" in list_files("s3://private/log/shading/channel_00")
