@@ -152,7 +152,6 @@ def mixed_types(raw):
         (half_an_ini, "Experiment.ini"),
         (other_cells, "Scanned Cells.txt"),
         (no_folder, "LOC001"),
-        (truncated, "PLN0005"),
         (wrong_size, "PLN0005"),
         (mixed_types, "PLN0005"),
     ],
@@ -163,6 +162,16 @@ def test_a_damaged_acquisition_is_refused(refused, raw, atlas, tmp_path, damage,
     line = refused("run", raw, tmp_path / "out", "--atlas", atlas, "--orientation", "asr")
     assert words in line
     assert contents(raw) == before
+
+
+def test_a_truncated_plane_is_refused_if_strict(refused, raw, atlas, tmp_path):
+    truncated(raw)
+    before = contents(raw)
+    line = refused("run", raw, tmp_path / "out", "--atlas", atlas, "--orientation", "asr", "--strict")
+    assert "PLN0005" in line
+    assert "is truncated" in line
+    assert contents(raw) == before
+    assert not (tmp_path / "out").exists()
 
 
 def test_an_unknown_channel_is_refused(refused, raw, atlas, tmp_path):
