@@ -75,6 +75,8 @@ def s3(s3_server, monkeypatch, tmp_path):
     """The server as this user's one, with the right to write; nothing of the real user is looked at."""
     for name in [n for n in os.environ if n.startswith(("AWS_", "CLOUD_"))]:
         monkeypatch.delenv(name)
+    # boto3 keeps the first user that it meets.
+    monkeypatch.setattr("boto3.DEFAULT_SESSION", None)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     monkeypatch.setenv("AWS_ENDPOINT_URL_S3", s3_server.endpoint)

@@ -45,17 +45,25 @@ def _weed() -> str:
 
 
 def _free_ports(count):
-    """Ports that are free and whose numbers plus 10000 are, which the server takes too."""
+    """Ports that are free and whose numbers plus 10000 are, which the server takes too.
+
+    Both lie below those that a system gives to outgoing connections, which come and go.
+    """
     found = []
     while len(found) < count:
-        port = random.randint(15000, 45000)
-        free = port not in found
-        for number in (port, port + 10000):
-            with socket.socket() as probe:
-                free = free and probe.connect_ex(("127.0.0.1", number)) != 0
-        if free:
+        port = random.randint(11000, 22000)
+        if port not in found and _is_free(port) and _is_free(port + 10000):
             found.append(port)
     return found
+
+
+def _is_free(port):
+    with socket.socket() as probe:
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
 
 
 class S3Server:

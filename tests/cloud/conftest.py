@@ -13,6 +13,8 @@ def home(tmp_path, monkeypatch):
     """The home folder of a user who has no settings at all."""
     for name in [n for n in os.environ if n.startswith(("AWS_", "CLOUD_", "SSH_"))]:
         monkeypatch.delenv(name)
+    # boto3 keeps the first user that it meets.
+    monkeypatch.setattr("boto3.DEFAULT_SESSION", None)
     folder = tmp_path / "home"
     folder.mkdir()
     monkeypatch.setenv("HOME", str(folder))

@@ -82,9 +82,10 @@ def test_the_machine_is_stopped_when_its_start_fails_half_way(ec2, monkeypatch):
 def test_the_machine_is_stopped_when_we_are_interrupted(ec2, number, tmp_path):
     identity = new_machine(ec2)
     script = f"""
-        import time
+        import signal, time
         from pathlib import Path
         from cloudreg.cloud.ec2 import running_instance
+        signal.signal({number}, signal.SIG_DFL if {number} != signal.SIGINT else signal.default_int_handler)
         with running_instance({identity!r}):
             Path({str(tmp_path / "in")!r}).touch()
             time.sleep(60)

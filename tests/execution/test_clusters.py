@@ -199,14 +199,25 @@ def test_the_check_compares_versions_and_paths(cluster, tmp_path):
             with pytest.raises(InputError, match=r"worker tcp://.* has numpy 1\.0, here it is .*same environment"):
                 check_cluster(client)
         finally:
-            client.restart()
+            client.run(stop_pretending)
 
 
 def pretend_numpy_is_older():
     import importlib.metadata
 
     real = importlib.metadata.version
-    importlib.metadata.version = lambda name: "1.0" if name == "numpy" else real(name)
+
+    def pretended(name):
+        return "1.0" if name == "numpy" else real(name)
+
+    pretended.real = real
+    importlib.metadata.version = pretended
+
+
+def stop_pretending():
+    import importlib.metadata
+
+    importlib.metadata.version = importlib.metadata.version.real
 
 
 def test_the_commands_start_and_check_a_cluster(slurm, monkeypatch, capsys):

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cloudreg.errors import InputError
-from cloudreg.execution import Ledger
+from cloudreg.execution import Engine, Ledger
 from cloudreg.flatfield import Shading, load_shading, save_shading
 from cloudreg.flatfield.apply import correct_tiles
 from cloudreg.tiles import open_acquisition
@@ -115,10 +115,9 @@ def test_a_stopped_correction_goes_on_and_gives_the_same_bytes(make_tiles, tmp_p
         return apply(self, planes)
 
     monkeypatch.setattr(Shading, "apply", fail_later)
-    engine.workers = 1
     ledger = tmp_path / "ledger.txt"
-    with pytest.raises(KeyboardInterrupt):
-        correct_tiles(raw, {0: shading}, tmp_path / "even", engine, Ledger(ledger))
+    with Engine(workers=1) as alone, pytest.raises(KeyboardInterrupt):
+        correct_tiles(raw, {0: shading}, tmp_path / "even", alone, Ledger(ledger))
     with pytest.raises(InputError, match=r"Experiment\.ini"):
         open_acquisition(tmp_path / "even")
     assert len(Ledger(ledger)) == 1

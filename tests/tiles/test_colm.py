@@ -7,7 +7,7 @@ import pytest
 import tifffile
 
 from cloudreg.errors import InputError
-from cloudreg.tiles import colm, damaged_planes, open_acquisition, write_colm
+from cloudreg.tiles import colm, damaged_planes, open_acquisition, open_colm, write_colm
 from cloudreg.tiles.colm import plane_name
 from cloudreg.tiles.damage import forget_damage
 from cloudreg.tiles.experiment import read_experiment
@@ -468,7 +468,7 @@ def test_evened_planes_stand_for_those_recorded(make_colm, pixels):
     assert again.file_pattern(0) == r".*_CHN00_PLN.*_corrected\.tiff"
     assert again.file_pattern(1) == r".*_CHN01_PLN.*\.tif"
     assert [again.planes(t, 0) for t in again.tiles] == [acquisition.planes(t, 0) for t in acquisition.tiles]
-    raw = open_acquisition(acquisition.path, corrected=False)
+    raw = open_colm(acquisition.path, corrected=False)
     np.testing.assert_array_equal(raw.read(tile, 0, 0, 1)[0], pixels(0, 0, 0, 0))
     assert raw.fingerprint([0]) == acquisition.fingerprint([0]) != again.fingerprint([0])
 
@@ -478,4 +478,4 @@ def test_planes_evened_in_part_are_refused(make_colm):
     even_out(acquisition, 1, planes=[0, 1])
     with pytest.raises(InputError, match=r"evened copies of all planes of channel 1 in .* or of none, got 9 of 29"):
         open_acquisition(acquisition.path)
-    assert open_acquisition(acquisition.path, corrected=False).channels == (0, 1)
+    assert open_colm(acquisition.path, corrected=False).channels == (0, 1)
