@@ -142,6 +142,10 @@ def test_an_interrupted_command_line_stops_the_machine(machines, python, number)
 
 
 REGISTRATION = [
+    "--atlas_s3_path",
+    "s3://b/atlas",
+    "--parcellation_s3_path",
+    "s3://b/regions",
     *("-input_s3_path", "s3://b/in", "-output_s3_path", "s3://b/out", "-log_s3_path", "s3://b/log"),
     *("-orientation", "LPS", "--xy", "90", "--yz", "-5.5", "--x", "-100", "--z=-1e-5", "--fixed_scale", "1.2"),
     *("--missing_data_correction", "False", "--grid_correction", "True", "--registration_resolution", "50"),

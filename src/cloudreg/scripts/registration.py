@@ -32,9 +32,6 @@ moved("registration", "cloudreg register")
 
 __all__ = ["get_affine_matrix", "register"]
 
-_OPEN_DATA = "https://open-neurodata.s3.amazonaws.com/ara_2016"
-ATLAS = f"{_OPEN_DATA}/sagittal_100um/average_100um"
-PARCELLATION = f"{_OPEN_DATA}/sagittal_10um/annotation_10um_2017"
 _USUAL_REGULARIZATION = 5000.0
 
 
@@ -248,8 +245,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("-input_s3_path", required=True, help="precomputed volume")
     parser.add_argument("-log_s3_path", required=True, type=text_or_none, help="where the registration folder goes")
     parser.add_argument("--output_s3_path", default=None, type=text_or_none, help="where the regions go")
-    parser.add_argument("--atlas_s3_path", default=ATLAS, help="precomputed template (default: %(default)s)")
-    parser.add_argument("--parcellation_s3_path", default=PARCELLATION, help="its regions (default: %(default)s)")
+    parser.add_argument("--atlas_s3_path", required=True, help="precomputed template")
+    parser.add_argument("--parcellation_s3_path", required=True, help="its regions")
     parser.add_argument("--atlas_orientation", default="PIR", help="letters of the atlas (default: %(default)s)")
     parser.add_argument("-orientation", required=True, help="letters of the volume")
     parser.add_argument("--fixed_scale", nargs="+", type=float, default=[1.0, 1.0, 1.0], help="one, or one an axis")

@@ -7,14 +7,11 @@ import sys
 from collections.abc import Sequence
 
 from cloudreg.scripts._legacy import boolean, moved, run
-from cloudreg.scripts.registration import PARCELLATION
 from cloudreg.scripts.run_colm_pipeline_ec2 import add_machine, on_ec2
 
 moved("run_registration_ec2", "cloudreg aws run … -- register TARGET OUT")
 
 __all__ = ["run_registration"]
-
-ATLAS = "https://open-neurodata.s3.amazonaws.com/ara_2016/sagittal_50um/average_50um"
 
 
 def run_registration(
@@ -101,8 +98,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add_machine(parser, "r5.12xlarge")
     for name in ("input_s3_path", "output_s3_path", "log_s3_path", "orientation"):
         parser.add_argument(f"-{name}", required=True)
-    parser.add_argument("--atlas_s3_path", default=ATLAS, help="precomputed template (default: %(default)s)")
-    parser.add_argument("--parcellation_s3_path", default=PARCELLATION, help="its regions (default: %(default)s)")
+    parser.add_argument("--atlas_s3_path", required=True, help="precomputed template")
+    parser.add_argument("--parcellation_s3_path", required=True, help="its regions")
     parser.add_argument("--atlas_orientation", default="PIR", help="letters of the atlas (default: %(default)s)")
     parser.add_argument("--fixed_scale", nargs="+", type=float, default=[1.0, 1.0, 1.0], help="one, or one an axis")
     for plane, axis in {"xy": "z", "xz": "y", "yz": "x"}.items():
