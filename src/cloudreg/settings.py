@@ -88,6 +88,10 @@ class RegistrationSettings(Settings):
     levels: int = Field(3, ge=1, le=6, description="resolution levels, each twice as fine as the one before")
     affine: Literal["rigid", "similarity", "affine"] = "affine"
     deform: bool = Field(True, description="fit a velocity field after the affine")
+    velocity: Literal["stationary", "time-dependent"] = Field(
+        "stationary", description="one velocity for the whole way from target to atlas, or one for each part of it"
+    )
+    time_steps: int = Field(4, ge=1, le=32, description="parts of the way with a velocity each, where time-dependent")
     kernel_um: float | None = Field(None, gt=0, description="length a of the smoothness operator (1 - a^2 Laplacian)^2")
     velocity_spacing_um: float | None = Field(None, gt=0, description="voxel size of the velocity grid")
     regularization: tuple[float, ...] = Field(

@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
+from scipy.ndimage import map_coordinates
 
-from cloudreg.registration.flow import integrate, invert, jacobian_determinant
+from cloudreg.registration.flow import integrate, invert, jacobian_determinant, smallest_determinant
 from cloudreg.registration.smoothness import Smoothness
 
 SHAPE = (14, 12, 13)
@@ -55,8 +56,6 @@ def test_inverse_undoes_the_map_everywhere(velocity):
     backward = integrate(-velocity, SPACING).displacement
     inverse = invert(forward, SPACING, backward, refine=2)
     # At every fine node q, q + inverse(q) must be taken back to q by the forward map.
-    from scipy.ndimage import map_coordinates
-
     nodes = np.argwhere(np.ones(inverse.shape[:3], dtype=bool)) / 2
     moved = nodes + inverse.reshape(-1, 3) / SPACING
     back = moved + np.stack(
@@ -89,3 +88,107 @@ def test_forces_go_back_half_the_way_and_none_is_lost(velocity):
     ]
     half = integrate(velocity / 2, SPACING).displacement[6, 5, 6] / SPACING
     np.testing.assert_allclose(np.array(place) - [6, 5, 6], half, atol=0.02)
+
+
+def velocities(steps, shape=SHAPE, seed=6, spacing=SPACING, largest=400.0):
+    """Smooth velocities, another at each step, in float64 and of the size that `integrate` takes."""
+    rng = np.random.default_rng(seed)
+    smooth = Smoothness(shape, spacing, 700.0)
+    fields = smooth.root(rng.standard_normal((steps, *shape, 3)).astype(np.float32)).astype(float)
+    return fields * largest / np.abs(fields).max() / np.sqrt(steps)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 4, 5])
+@pytest.mark.parametrize(("shape", "largest"), [(SHAPE, 400.0), ((9, 16, 7), 900.0), ((11, 8, 10), 50.0)])
+def test_the_adjoint_of_a_flow_in_time_is_exact(steps, shape, largest):
+    rng = np.random.default_rng(3)
+    velocity = velocities(steps, shape=shape, largest=largest)
+    a, b = rng.standard_normal(velocity.shape), rng.standard_normal((*shape, 3))
+    flow = integrate(velocity, SPACING)
+    left, right = np.sum(flow.derivative(a) * b), np.sum(a * flow.adjoint(b))
+    assert left == pytest.approx(right, rel=1e-6)
+    assert flow.adjoint(b).dtype == np.float64
+
+
+@pytest.mark.parametrize("steps", [2, 5])
+def test_the_derivative_of_a_flow_in_time_is_the_limit_of_differences(steps):
+    velocity = velocities(steps)
+    change = np.random.default_rng(2).standard_normal(velocity.shape)
+    step = 0.01
+    ahead, behind = (integrate(velocity + s * change, SPACING).displacement for s in (step, -step))
+    difference = (ahead - behind) / (2 * step)
+    error = np.linalg.norm(difference - integrate(velocity, SPACING).derivative(change))
+    assert error < 2e-3 * np.linalg.norm(difference)
+
+
+@pytest.mark.parametrize("steps", [1, 4, 5])
+def test_equal_steps_are_the_stationary_flow(velocity, steps):
+    stationary = integrate(velocity, SPACING).displacement
+    flow = integrate(np.stack([velocity / steps**0.5] * steps), SPACING)
+    # Interpolation between nodes, oftener where there are more steps, is all that differs.
+    assert np.abs(flow.displacement - stationary).max() < (0.03 if steps > 1 else 1e-6) * SPACING.min()
+    change = np.random.default_rng(2).standard_normal(velocity.shape).astype(np.float32)
+    force = Smoothness(SHAPE, SPACING, 700.0).root(change)
+    one, many = integrate(velocity, SPACING).adjoint(force), flow.adjoint(force) / steps**0.5
+    assert np.linalg.norm(many.sum(axis=0) - one) < 0.02 * np.linalg.norm(one)
+
+
+def test_the_last_step_acts_first():
+    velocity = velocities(3)
+    whole = integrate(velocity, SPACING)
+    point = np.array([6, 5, 6])
+    for part in reversed(whole.parts):
+        point = point + [map_coordinates(part.displacement[..., k], point[:, None], order=1)[0] for k in range(3)] / SPACING
+    assert np.abs(whole.displacement[6, 5, 6] / SPACING - (point - [6, 5, 6])).max() < 0.02
+    assert np.abs(whole.displacement[6, 5, 6] / SPACING).max() > 0.1
+
+
+def test_a_flow_in_time_does_not_fold_where_it_moves_by_several_nodes():
+    velocity = velocities(4, shape=(20, 20, 20), largest=3000.0)
+    flow = integrate(velocity, SPACING)
+    assert np.abs(flow.displacement / SPACING).max() > 2
+    assert min(smallest_determinant(part) for part in flow.parts) > 0
+    assert smallest_determinant(flow) > 0
+
+
+def test_a_flow_in_time_backwards_and_with_the_other_sign_is_the_inverse():
+    velocity = velocities(4)
+    forward, backward = (integrate(v.astype(np.float32), SPACING) for v in (velocity, -velocity[::-1]))
+    inverse = invert(forward.displacement, SPACING, -forward.displacement, refine=1)
+    assert np.abs(inverse - backward.displacement)[2:-2, 2:-2, 2:-2].max() < 0.1 * SPACING.min()
+
+
+def test_curvature_goes_back_to_the_middle_of_each_step():
+    velocity = velocities(3)
+    flow = integrate(velocity, SPACING)
+    force = np.zeros((*SHAPE, 3))
+    force[6, 5, 6, 1] = 2.0
+    back = flow.half_way_back(force)[..., 1]
+    np.testing.assert_allclose(back.sum(axis=(1, 2, 3)), 2.0, rtol=1e-5)
+    # From the target's side: the last step's first half, then all of it and the half of the one before, and so on.
+    start = np.zeros(3)
+    for part, here in zip(reversed(flow.parts), back[::-1], strict=True):
+        place = [
+            np.average(np.arange(n), weights=here.sum(axis=tuple({0, 1, 2} - {k}))) for k, n in enumerate(SHAPE)
+        ] - np.array([6, 5, 6])
+        reached = [map_coordinates(part.steps[-2][..., k], ([6, 5, 6] + start)[:, None], order=1)[0] for k in range(3)]
+        np.testing.assert_allclose(place, start + reached / SPACING, atol=0.02)
+        reached = [map_coordinates(part.displacement[..., k], ([6, 5, 6] + start)[:, None], order=1)[0] for k in range(3)]
+        start = start + reached / SPACING
+
+
+def test_the_curvature_of_each_step_is_no_less_than_that_of_the_whole():
+    """So that the step along it is a descent that's not too long, for changes that are smooth."""
+    rng = np.random.default_rng(4)
+    velocity = velocities(4, largest=100.0)
+    flow = integrate(velocity, SPACING)
+    force = np.repeat(rng.uniform(0, 1, (*SHAPE, 1)), 3, axis=3)
+    back = flow.half_way_back(force)
+    smooth = Smoothness(SHAPE, SPACING, 900.0)
+    different = smooth.root(rng.standard_normal(velocity.shape).astype(np.float32))
+    alike = np.stack([different[0]] * 4)
+    for change, ratio in ((different, 0.6), (alike, 1.2)):
+        true = np.sum(force * flow.derivative(change) ** 2)
+        assumed = np.sum(back * change**2)
+        assert 0 < true < ratio * assumed
+    assert true > 0.7 * assumed

@@ -67,11 +67,11 @@ class Backend(Protocol):
     def scatter(self, u: Field, force: Field, spacing: _Image) -> Field:
         """Apply the transpose of `gather`."""
 
-    def push(self, u: Field, change: Field, spacing: _Image) -> Field:
-        """Return the change of u(x) + u(x + u(x)) for a change of u."""
+    def push(self, u: Field, field: Field, change: Field, field_change: Field, spacing: _Image) -> Field:
+        """Return the change of u(x) + field(x + u(x)) for a change of u and one of the field."""
 
-    def pull(self, u: Field, force: Field, spacing: _Image) -> Field:
-        """Apply the transpose of `push`."""
+    def pull(self, u: Field, field: Field, force: Field, spacing: _Image) -> tuple[Field, Field]:
+        """Apply the transpose of `push`: return the forces on u and on the field."""
 
     def smallest_determinant(self, u: Field, spacing: _Image) -> float:
         """Return the smallest determinant of the map x + u(x) at the corners of any cell."""

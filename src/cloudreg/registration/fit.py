@@ -186,7 +186,8 @@ def solve(
     fine = velocity_grid_for(atlas, scales)
     grid = every_other_node(fine) if len(scales.levels) > 1 else fine
     smoothness = _smoothness(grid, scales)
-    still = backend.send(np.zeros((*grid.shape, 3), dtype=np.float32))
+    times = (settings.time_steps,) if settings.velocity == "time-dependent" else ()
+    still = backend.send(np.zeros((*times, *grid.shape, 3), dtype=np.float32))
     channels = [(target, atlas), *more]
     levels = [make_level(target, atlas, voxel_um) for voxel_um in scales.levels]
     # Several channels of the atlas that explain one grey value count it as often.

@@ -35,8 +35,8 @@ def _slopes(u, iz, iy, ix, fz, fy, fx, k):  # type: ignore[no-untyped-def]  # no
 
 
 @njit(**_LOOP)
-def push(u, change, spacing):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN201
-    """Derivative of one squaring: change + change(x + u) + Du(x + u) change."""
+def push(u, field, change, field_change, spacing):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN201
+    """Derivative of u + field(x + u): change + field_change(x + u) + Dfield(x + u) change."""
     nz, ny, nx, _ = u.shape
     result = np.empty_like(u)
     for z in range(nz):
@@ -51,18 +51,19 @@ def push(u, change, spacing):  # type: ignore[no-untyped-def]  # noqa: ANN001, A
                 cz = change[z, y, x, 0] / spacing[0] * free_z
                 cy = change[z, y, x, 1] / spacing[1] * free_y
                 cx = change[z, y, x, 2] / spacing[2] * free_x
-                moved = vector_at(change, pz, py, px)
+                moved = vector_at(field_change, pz, py, px)
                 for k in range(3):
-                    dz, dy, dx = _slopes(u, iz, iy, ix, fz, fy, fx, k)
+                    dz, dy, dx = _slopes(field, iz, iy, ix, fz, fy, fx, k)
                     result[z, y, x, k] = change[z, y, x, k] + moved[k] + dz * cz + dy * cy + dx * cx
     return result
 
 
 @njit(**_LOOP)
-def pull(u, force, spacing):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN201
-    """Transpose of `push`."""
+def pull(u, field, force, spacing):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN201
+    """Transpose of `push`: the forces on u and on the field."""
     nz, ny, nx, _ = u.shape
-    result = force.copy()
+    own = force.copy()
+    moved = np.zeros_like(force)
     one = np.float32(1)
     for z in range(nz):
         for y in range(ny):
@@ -77,20 +78,20 @@ def pull(u, force, spacing):  # type: ignore[no-untyped-def]  # noqa: ANN001, AN
                 f1 = force[z, y, x, 1]
                 f2 = force[z, y, x, 2]
                 for k in range(3):
-                    dz, dy, dx = _slopes(u, iz, iy, ix, fz, fy, fx, k)
+                    dz, dy, dx = _slopes(field, iz, iy, ix, fz, fy, fx, k)
                     f = force[z, y, x, k]
-                    result[z, y, x, 0] += free_z * dz * f / spacing[0]
-                    result[z, y, x, 1] += free_y * dy * f / spacing[1]
-                    result[z, y, x, 2] += free_x * dx * f / spacing[2]
+                    own[z, y, x, 0] += free_z * dz * f / spacing[0]
+                    own[z, y, x, 1] += free_y * dy * f / spacing[1]
+                    own[z, y, x, 2] += free_x * dx * f / spacing[2]
                 for corner in range(8):
                     oz = corner >> 2
                     oy = (corner >> 1) & 1
                     ox = corner & 1
                     s = (fz if oz else one - fz) * (fy if oy else one - fy) * (fx if ox else one - fx)
-                    result[iz + oz, iy + oy, ix + ox, 0] += s * f0
-                    result[iz + oz, iy + oy, ix + ox, 1] += s * f1
-                    result[iz + oz, iy + oy, ix + ox, 2] += s * f2
-    return result
+                    moved[iz + oz, iy + oy, ix + ox, 0] += s * f0
+                    moved[iz + oz, iy + oy, ix + ox, 1] += s * f1
+                    moved[iz + oz, iy + oy, ix + ox, 2] += s * f2
+    return own, moved
 
 
 @njit(**_LOOP)

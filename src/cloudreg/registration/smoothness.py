@@ -49,8 +49,10 @@ class Smoothness:
         self._root = np.sqrt(kernel).astype(np.float32)[..., None]
 
     def root(self, field: Field) -> Field:
-        """Return K^(1/2) applied to each component of a (z, y, x, 3) field."""
+        """Return K^(1/2) applied to each component of a (z, y, x, 3) field, or of each of T of them."""
         backend = backend_of(field)
+        if field.ndim == 5:
+            return backend.xp.stack([self.root(one) for one in field])
         spectrum = backend.rfftn(field)
         spectrum *= backend.constant(self._root)
         return backend.irfftn(spectrum, self.shape)
@@ -61,17 +63,19 @@ class Smoothness:
         Parameters
         ----------
         momentum
-            (z, y, x, 3) on ``coarse``'s grid, which begins where this one does and covers the same period.
+            (z, y, x, 3) on ``coarse``'s grid, which begins where this one does and covers the same period; or T of them.
         coarse
             Its prior.
 
         Returns
         -------
-        ndarray, shape (z, y, x, 3)
+        ndarray, shape (z, y, x, 3), or T of them
             The velocity is the band-limited interpolant: zeros are added to its spectrum.
         """
-        # Once in a fit, so in the main memory wherever the momentum is.
         backend = backend_of(momentum)
+        if momentum.ndim == 5:
+            return backend.xp.stack([self.refined(one, coarse) for one in momentum])
+        # Once in a fit, so in the main memory wherever the momentum is.
         spectrum = scipy.fft.rfftn(backend.fetch(momentum), axes=(0, 1, 2)) * coarse._root
         padded = np.zeros((*self.shape[:2], self.shape[2] // 2 + 1, 3), dtype=spectrum.dtype)
         # Frequencies below the coarse grid's Nyquist, positive and (but for the halved last axis) negative.

@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 
 from cloudreg.registration.backend import Field, backend_of
 from cloudreg.registration.contrast import Contrast
-from cloudreg.registration.flow import Flow, integrate, smallest_determinant
+from cloudreg.registration.flow import AnyFlow, integrate, smallest_determinant
 from cloudreg.registration.kernels import Mixture
 from cloudreg.registration.levels import Level
 from cloudreg.registration.smoothness import Smoothness
@@ -75,8 +75,9 @@ class Fit:
     to_atlas
         4 x 4, target um to atlas um.
     momentum
-        (z, y, x, 3): the velocity is the kernel's square root applied to it. The prior is its squared norm. The
-        solver computes where this field is: see `cloudreg.registration.backend`.
+        (z, y, x, 3), or (T, z, y, x, 3) for a velocity of T steps in time: the velocity, as
+        `cloudreg.registration.flow.integrate` takes it, is the kernel's square root applied to it. The prior is its
+        squared norm. The solver computes where this field is: see `cloudreg.registration.backend`.
     flow
         The integrated velocity, on ``velocity_grid``.
     intensities
@@ -85,7 +86,7 @@ class Fit:
 
     to_atlas: NDArray[np.float64]
     momentum: Field
-    flow: Flow
+    flow: AnyFlow
     intensities: tuple[Intensity, ...]
 
     @property

@@ -154,17 +154,18 @@ class TorchBackend:
         self._over_nodes(kernels.scatter, u, spacing, force, unit, sums)
         return (sums.to(torch.float64) / unit).to(torch.float32)
 
-    def push(self, u: Field, change: Field, spacing: NDArray[np.float32]) -> Field:
+    def push(self, u: Field, field: Field, change: Field, field_change: Field, spacing: NDArray[np.float32]) -> Field:
         """See `Backend`."""
         out = torch.empty_like(u)
-        self._over_nodes(kernels.push, u, spacing, change.contiguous(), out)
+        fields = field.contiguous(), change.contiguous(), field_change.contiguous(), out
+        self._over_nodes(kernels.push, u, spacing, *fields)
         return out
 
-    def pull(self, u: Field, force: Field, spacing: NDArray[np.float32]) -> Field:
+    def pull(self, u: Field, field: Field, force: Field, spacing: NDArray[np.float32]) -> tuple[Field, Field]:
         """See `Backend`."""
         out = torch.empty_like(u)
-        self._over_nodes(kernels.pull, u, spacing, force.contiguous(), out)
-        return out + self.scatter(u, force, spacing)
+        self._over_nodes(kernels.pull, u, spacing, field.contiguous(), force.contiguous(), out)
+        return out, self.scatter(u, force, spacing)
 
     def smallest_determinant(self, u: Field, spacing: NDArray[np.float32]) -> float:
         """See `Backend`."""

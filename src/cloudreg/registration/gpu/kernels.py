@@ -419,28 +419,28 @@ def scatter(u, force, unit, out, nz, ny, nx, hz, hy, hx, BLOCK: tl.constexpr):
 
 
 @triton.jit(do_not_specialize=_NODE_SIZES)
-def push(u, change, out, nz, ny, nx, hz, hy, hx, BLOCK: tl.constexpr):
-    """Derivative of one squaring: change + change(x + u) + Du(x + u) change."""
+def push(u, field, change, field_change, out, nz, ny, nx, hz, hy, hx, BLOCK: tl.constexpr):
+    """Derivative of u + field(x + u): change + field_change(x + u) + Dfield(x + u) change."""
     node, live, iz, iy, ix, fz, fy, fx, free_z, free_y, free_x = _reached(u, nz, ny, nx, hz, hy, hx, BLOCK)
     cz = tl.where(free_z, tl.load(change + node * 3, mask=live, other=0.0) / hz, 0.0)
     cy = tl.where(free_y, tl.load(change + node * 3 + 1, mask=live, other=0.0) / hy, 0.0)
     cx = tl.where(free_x, tl.load(change + node * 3 + 2, mask=live, other=0.0) / hx, 0.0)
     for k in tl.static_range(3):
-        dz, dy, dx = _slopes(u + k, iz, iy, ix, fz, fy, fx, ny, nx, live)
+        dz, dy, dx = _slopes(field + k, iz, iy, ix, fz, fy, fx, ny, nx, live)
         own = tl.load(change + node * 3 + k, mask=live, other=0.0)
-        moved = _trilinear(change + k, iz, iy, ix, fz, fy, fx, ny, nx, 3, live)
+        moved = _trilinear(field_change + k, iz, iy, ix, fz, fy, fx, ny, nx, 3, live)
         tl.store(out + node * 3 + k, own + moved + dz * cz + dy * cy + dx * cx, mask=live)
 
 
 @triton.jit(do_not_specialize=_NODE_SIZES)
-def pull(u, force, out, nz, ny, nx, hz, hy, hx, BLOCK: tl.constexpr):
-    """The part of the transpose of `push` that stays at its node; `scatter` is the other."""
+def pull(u, field, force, out, nz, ny, nx, hz, hy, hx, BLOCK: tl.constexpr):
+    """The part of the transpose of `push` that stays at its node, the force on u; `scatter` is the other."""
     node, live, iz, iy, ix, fz, fy, fx, free_z, free_y, free_x = _reached(u, nz, ny, nx, hz, hy, hx, BLOCK)
     sz = fz * 0
     sy = fz * 0
     sx = fz * 0
     for k in tl.static_range(3):
-        dz, dy, dx = _slopes(u + k, iz, iy, ix, fz, fy, fx, ny, nx, live)
+        dz, dy, dx = _slopes(field + k, iz, iy, ix, fz, fy, fx, ny, nx, live)
         f = tl.load(force + node * 3 + k, mask=live, other=0.0)
         sz += dz * f
         sy += dy * f
