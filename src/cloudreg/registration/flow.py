@@ -21,7 +21,6 @@ from numpy.typing import NDArray
 from cloudreg.registration import nodes
 from cloudreg.registration.backend import Field, backend_of
 
-
 _SQUARINGS = 5
 """At least as many halvings of the time keep the map a smooth function of the velocity, with no jump of accuracy where
 the count would change."""

@@ -63,7 +63,8 @@ class Smoothness:
         Parameters
         ----------
         momentum
-            (z, y, x, 3) on ``coarse``'s grid, which begins where this one does and covers the same period; or T of them.
+            (z, y, x, 3), or T of them, on ``coarse``'s grid, which begins where this one does and covers the same
+            period.
         coarse
             Its prior.
 
