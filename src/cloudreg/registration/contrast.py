@@ -82,9 +82,13 @@ class Contrast:
             occupied = local[..., 0]
             ridge = _RIDGE * float(occupied[occupied > 0.1 * occupied.max()].mean())
             pull = ridge * matrix / total[0]
-            lhs = _hankel(local, order) + pull
-            rhs = local[..., 2 * order + 1 :] + pull @ overall
-            coefficients = np.linalg.solve(lhs, rhs[..., None])[..., 0]
+            # Far from tissue the brain-wide fit is all there is.
+            busy = occupied > 1e-3 * ridge
+            near = local[busy]
+            coefficients = np.empty(self.coefficients.shape)
+            coefficients[...] = overall
+            right = near[:, 2 * order + 1 :] + pull @ overall
+            coefficients[busy] = np.linalg.solve(_hankel(near, order) + pull, right[..., None])[..., 0]
         return replace(self, coefficients=np.ascontiguousarray(coefficients, dtype=np.float32))
 
 

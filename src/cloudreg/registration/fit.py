@@ -15,7 +15,7 @@ from cloudreg.registration.flow import integrate
 from cloudreg.registration.kernels import Mixture
 from cloudreg.registration.levels import Image, Level, make_level
 from cloudreg.registration.pose import GIVEN, Pose, centred_pose, centroid, describe, find_start
-from cloudreg.registration.smoothness import Smoothness
+from cloudreg.registration.smoothness import Motion, Smoothness
 from cloudreg.registration.solver import (
     Energy,
     Fit,
@@ -198,15 +198,15 @@ def solve(
         return Problem(level, grid, smoothness, weight * (100 / scales.unit) ** 2, more=further)
 
     first = _first_intensity(levels[0].target, atlas, settings)
-    start = Fit(np.eye(4), still, integrate(still, smoothness.spacing), (first,))
+    start = Fit(np.eye(4), Motion(still, still), integrate(still, smoothness.spacing), (first,))
 
     if initial is not None:
         candidates = [Pose(GIVEN, initial)]
     else:
         candidates = [centred_pose(name, target, atlas, rotation) for name, rotation in rotations]
-    margin = 0.3 * scales.unit * _UNITS_PER_BRAIN
-    coarse = problem(levels[0].near_the_tissue(margin), 1.0)
-    search = problem(make_level(target, atlas, 2 * scales.levels[0]).near_the_tissue(margin), 1.0)
+    reach = 0.3 * scales.unit * _UNITS_PER_BRAIN
+    coarse = problem(levels[0].near_the_tissue(reach), 1.0)
+    search = problem(make_level(target, atlas, 2 * scales.levels[0]).near_the_tissue(reach), 1.0)
     # Where the pose is given, the brain is what the caller knows it to be.
     faces = flat_faces(target.reduced(2 * scales.unit)) if initial is None and settings.find_cuts else []
     begun = find_start(search, coarse, start, candidates, faces, atlas.reduced(2 * scales.unit), generators)
@@ -222,9 +222,11 @@ def solve(
         energies += steps
 
     for number, whole in enumerate(levels):
-        level = whole.near_the_brain(fit.to_atlas, 4 * scales.unit)
+        # The finer the level, the less is left to move.
+        margin = max(2 * scales.unit, whole.voxel_um)
+        level = whole.near_the_brain(fit.to_atlas, margin)
         others = [
-            make_level(*pair, level.voxel_um).near_the_brain(fit.to_atlas, 4 * scales.unit) for pair in channels[1:]
+            make_level(*pair, level.voxel_um).near_the_brain(fit.to_atlas, margin) for pair in channels[1:]
         ]
         if number == 0 and others:
             joined = [
@@ -235,8 +237,8 @@ def solve(
             fit = fit_intensities(problem(level, 1.0, others), fit, iterations=_SETTLING)
         if number + 1 == len(levels) and grid != fine:
             before, grid, smoothness = smoothness, fine, _smoothness(fine, scales)
-            momentum = smoothness.refined(fit.momentum, before)
-            fit = replace(fit, momentum=momentum, flow=integrate(smoothness.root(momentum), smoothness.spacing))
+            motion = smoothness.refined(fit.motion, before)
+            fit = replace(fit, motion=motion, flow=integrate(motion.velocity, smoothness.spacing))
         last = problem(level, repeats * _at(settings.regularization, number, len(levels)), others)
         if not settings.deform:
             continue
@@ -246,8 +248,8 @@ def solve(
             shape = level.target.grid.shape
             spread = [replace(i, contrast=i.contrast.on_nodes(shape, step)) for i in fit.intensities]
             fit = replace(fit, intensities=tuple(spread))
-        reach = 4 if level.voxel_um > 1.5 * scales.unit else 2.5
-        smoothing = np.full(3, reach * scales.unit / scales.contrast_spacing) if local else None
+        spread_over = 4 if level.voxel_um > 1.5 * scales.unit else 2.5
+        smoothing = np.full(3, spread_over * scales.unit / scales.contrast_spacing) if local else None
         most = int(_at(settings.iterations, number, len(levels)))
         fit, steps = fit_velocity(
             last,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import scipy.fft
 from numpy.typing import NDArray
@@ -9,8 +11,37 @@ from numpy.typing import NDArray
 from cloudreg.registration.backend import Field, backend_of
 
 
+@dataclass(frozen=True)
+class Motion:
+    """A velocity and the momentum that the kernel turns into it.
+
+    Both are kept, for each is a sum where the other would take a convolution: only what is new has to be smoothed.
+
+    Parameters
+    ----------
+    momentum, velocity
+        (z, y, x, 3), or T of them; the velocity in um.
+    """
+
+    momentum: Field
+    velocity: Field
+
+    def plus(self, factor: float, other: Motion) -> Motion:
+        """Return ``self + factor * other``."""
+        return Motion(self.momentum + factor * other.momentum, self.velocity + factor * other.velocity)
+
+    def with_velocity(self, other: Motion) -> float:
+        """Return the product of this momentum and the other's velocity, which is that of the prior."""
+        return dot(self.momentum, other.velocity)
+
+    def fetched(self) -> Motion:
+        """Return the same in the main memory."""
+        backend = backend_of(self.momentum)
+        return Motion(backend.fetch(self.momentum), backend.fetch(self.velocity))
+
+
 class Smoothness:
-    """The kernel K and its square root, by FFT on a periodic grid.
+    """The kernel K, by FFT on a periodic grid.
 
     Parameters
     ----------
@@ -46,43 +77,54 @@ class Smoothness:
         if shape[2] % 2 == 0:
             twice[-1] = 1
         kernel /= (kernel * twice).sum() / np.prod(shape)
-        self._root = np.sqrt(kernel).astype(np.float32)[..., None]
+        self._kernel = kernel.astype(np.float32)[..., None]
 
-    def root(self, field: Field) -> Field:
-        """Return K^(1/2) applied to each component of a (z, y, x, 3) field, or of each of T of them."""
+    def motion(self, momentum: Field) -> Motion:
+        """Return a momentum (z, y, x, 3), or T of them, with its velocity: K applied to each component."""
+        return Motion(momentum, self._smoothed(momentum))
+
+    def _smoothed(self, field: Field) -> Field:
         backend = backend_of(field)
         if field.ndim == 5:
-            return backend.xp.stack([self.root(one) for one in field])
+            return backend.xp.stack([self._smoothed(one) for one in field])
         spectrum = backend.rfftn(field)
-        spectrum *= backend.constant(self._root)
+        spectrum *= backend.constant(self._kernel)
         return backend.irfftn(spectrum, self.shape)
 
-    def refined(self, momentum: Field, coarse: Smoothness) -> Field:
-        """Return the momentum on this grid of the velocity that ``momentum`` has on a coarser one.
+    def refined(self, motion: Motion, coarse: Smoothness) -> Motion:
+        """Return on this grid the motion that ``motion`` is on a coarser one.
 
         Parameters
         ----------
-        momentum
-            (z, y, x, 3), or T of them, on ``coarse``'s grid, which begins where this one does and covers the same
-            period.
+        motion
+            On ``coarse``'s grid, which begins where this one does and covers the same period.
         coarse
             Its prior.
 
         Returns
         -------
-        ndarray, shape (z, y, x, 3), or T of them
-            The velocity is the band-limited interpolant: zeros are added to its spectrum.
+        Motion
+            Its velocity is the band-limited interpolant: zeros are added to its spectrum.
         """
+        return self.motion(self._refined(motion.momentum, coarse))
+
+    def _refined(self, momentum: Field, coarse: Smoothness) -> Field:
         backend = backend_of(momentum)
         if momentum.ndim == 5:
-            return backend.xp.stack([self.refined(one, coarse) for one in momentum])
+            return backend.xp.stack([self._refined(one, coarse) for one in momentum])
         # Once in a fit, so in the main memory wherever the momentum is.
-        spectrum = scipy.fft.rfftn(backend.fetch(momentum), axes=(0, 1, 2)) * coarse._root
+        spectrum = scipy.fft.rfftn(backend.fetch(momentum), axes=(0, 1, 2)) * coarse._kernel
         padded = np.zeros((*self.shape[:2], self.shape[2] // 2 + 1, 3), dtype=spectrum.dtype)
         # Frequencies below the coarse grid's Nyquist, positive and (but for the halved last axis) negative.
         kept = [np.arange(-((n - 1) // 2), (n - 1) // 2 + 1) for n in coarse.shape]
         kept[2] = kept[2][kept[2] >= 0]
         padded[np.ix_(*kept)] = spectrum[np.ix_(*kept)] * np.float32(np.prod(self.shape) / np.prod(coarse.shape))
-        padded /= self._root
+        padded /= self._kernel
         fine = scipy.fft.irfftn(padded, s=self.shape, axes=(0, 1, 2))
         return backend.send(np.ascontiguousarray(fine, dtype=np.float32))
+
+
+def dot(a: Field, b: Field) -> float:
+    """Return the sum of products of two fields, summed in double precision."""
+    xp = backend_of(a).xp
+    return float(xp.sum(a * b, dtype=xp.float64))

@@ -31,7 +31,7 @@ from cloudreg.registration.contrast import Contrast
 from cloudreg.registration.flow import AnyFlow, integrate, smallest_determinant
 from cloudreg.registration.kernels import Mixture
 from cloudreg.registration.levels import Level
-from cloudreg.registration.smoothness import Smoothness
+from cloudreg.registration.smoothness import Motion, Smoothness, dot
 from cloudreg.space import Grid
 
 _MIN_DETERMINANT = 0.05
@@ -74,10 +74,10 @@ class Fit:
     ----------
     to_atlas
         4 x 4, target um to atlas um.
-    momentum
+    motion
         (z, y, x, 3), or (T, z, y, x, 3) for a velocity of T steps in time: the velocity, as
-        `cloudreg.registration.flow.integrate` takes it, is the kernel's square root applied to it. The prior is its
-        squared norm. The solver computes where this field is: see `cloudreg.registration.backend`.
+        `cloudreg.registration.flow.integrate` takes it, and its momentum. The prior is the product of the two. The
+        solver computes where these fields are: see `cloudreg.registration.backend`.
     flow
         The integrated velocity, on ``velocity_grid``.
     intensities
@@ -85,7 +85,7 @@ class Fit:
     """
 
     to_atlas: NDArray[np.float64]
-    momentum: Field
+    motion: Motion
     flow: AnyFlow
     intensities: tuple[Intensity, ...]
 
@@ -106,7 +106,7 @@ class Fit:
 
     def fetched(self) -> Fit:
         """Return the same fit with its fields in the main memory."""
-        return replace(self, momentum=backend_of(self.momentum).fetch(self.momentum), flow=self.flow.fetched())
+        return replace(self, motion=self.motion.fetched(), flow=self.flow.fetched())
 
 
 @dataclass(frozen=True)
@@ -229,38 +229,38 @@ class Problem:
 
     def evaluate(self, fit: Fit) -> Evaluation:
         """Return the data term and the sums for the EM update."""
-        loop = backend_of(fit.momentum).evaluate
+        loop = backend_of(fit.flow.displacement).evaluate
         data, statistics, moments = zip(*(loop(*arguments) for arguments in self._arguments(fit)), strict=True)
         return Evaluation(sum(data), statistics, moments)
 
     def prior(self, fit: Fit) -> float:
         """Return the prior's part of the objective."""
-        return 0.5 * self.prior_weight / self.softness * _dot(fit.momentum, fit.momentum)
+        return 0.5 * self.prior_weight / self.softness * fit.motion.with_velocity(fit.motion)
 
     def linearize(self, fit: Fit, *, affine: bool = True) -> Linearization:
         """Return the data term and its derivatives; those by the affine only if wanted."""
-        loop = backend_of(fit.momentum).linearize
+        loop = backend_of(fit.flow.displacement).linearize
         parts = [loop(*arguments, affine=affine) for arguments in self._arguments(fit)]
         return Linearization(*(reduce(add, terms) for terms in zip(*parts, strict=True)))
 
     def velocity_step(
         self, fit: Fit, linear: Linearization, iterations: int, stiffness: float = 1.0
-    ) -> tuple[Field, float]:
-        """Return the Gauss-Newton change of the momentum and the decrease that it promises per unit step.
+    ) -> tuple[Motion, float]:
+        """Return the Gauss-Newton step of the motion and the decrease that it promises per unit of it.
 
         ``stiffness`` multiplies the data term's curvature.
         """
-        root, flow, weight = self.smoothness.root, fit.flow, self.prior_weight / self.softness
-        downhill = -root(flow.adjoint(linear.gradient)) - weight * fit.momentum
+        flow, weight = fit.flow, self.prior_weight / self.softness
+        downhill = -flow.adjoint(linear.gradient) - weight * fit.motion.momentum
         # The curvature of a velocity, as a matrix at each node.
         parts = [flow.half_way_back(linear.hessian[..., k : k + 3]) for k in (0, 3)]
-        hessian = backend_of(fit.momentum).xp.concat(parts, axis=-1) * stiffness
+        hessian = backend_of(flow.displacement).xp.concat(parts, axis=-1) * stiffness
 
-        def curvature(q: Field) -> Field:
-            return root(_symmetric(hessian, root(q))) + weight * q
+        def curvature(motion: Motion) -> Field:
+            return _symmetric(hessian, motion.velocity) + weight * motion.momentum
 
-        step = _conjugate_gradients(curvature, downhill, iterations)
-        return step, _dot(step, downhill)
+        step = _conjugate_gradients(curvature, downhill, self.smoothness.motion, iterations)
+        return step, dot(step.velocity, downhill)
 
     def affine_step(
         self, fit: Fit, linear: Linearization, generators: NDArray[np.float64]
@@ -397,7 +397,7 @@ def fit_velocity(
                 fit = fit.with_sigmas(used.tolist())
                 linear = problem.linearize(fit, affine=False)
         step, promised = problem.velocity_step(fit, linear, 20, stiffness)
-        moved, evaluation = _line_search(problem, fit, linear, step, promised)
+        moved, evaluation, length = _line_search(problem, fit, linear, step, promised)
         after = None if evaluation is None else evaluation.data + problem.prior(moved)
         energies.append(_energy(problem, fit, linear.data, after, iteration, "velocity"))
         advance(1)
@@ -406,7 +406,7 @@ def fit_velocity(
                 break
             stiffness = 1.0
             continue
-        stiffness = _stiffness(stiffness, energies[-1].gained, promised, step, moved.momentum - fit.momentum)
+        stiffness = _stiffness(stiffness, energies[-1].gained, length * promised, length)
         fit = _em_update(moved, evaluation, smoothing)
         done = bool((used == estimated).all()) and energies[-1].gained < tolerance * problem.observed
         quiet = quiet + 1 if done else 0
@@ -430,31 +430,34 @@ def _affine_iteration(
 
 
 def _line_search(
-    problem: Problem, fit: Fit, linear: Linearization, step: Field, promised: float
-) -> tuple[Fit, Evaluation | None]:
-    """Halve the step until the marginal objective falls (Armijo) and no cell of the map comes near folding."""
+    problem: Problem, fit: Fit, linear: Linearization, step: Motion, promised: float
+) -> tuple[Fit, Evaluation | None, float]:
+    """Halve the step until the marginal objective falls (Armijo) and no cell of the map comes near folding.
+
+    Returns the fit with its evaluation, None where no step lowers the objective, and the length of the step.
+    """
     start = linear.data + problem.prior(fit)
     length = 1.0
     for _ in range(8):
-        momentum = fit.momentum + length * step
-        flow = integrate(problem.smoothness.root(momentum), fit.flow.spacing)
+        motion = fit.motion.plus(length, step)
+        flow = integrate(motion.velocity, fit.flow.spacing)
         if smallest_determinant(flow) > _MIN_DETERMINANT:
-            candidate = replace(fit, momentum=momentum, flow=flow)
+            candidate = replace(fit, motion=motion, flow=flow)
             result = problem.evaluate(candidate)
             if result.data + problem.prior(candidate) < start - 1e-4 * length * promised:
-                return candidate, result
+                return candidate, result, length
         length /= 2
-    return fit, None
+    return fit, None, 0.0
 
 
-def _stiffness(stiffness: float, gained: float, promised: float, step: Field, taken: Field) -> float:
-    """Return the next step's factor of the curvature, from what a step gained.
+def _stiffness(stiffness: float, gained: float, promised: float, length: float) -> float:
+    """Return the next step's factor of the curvature, from what a step of ``length`` gained.
 
     Gauss-Newton with a mixture's posteriors takes the data term for stiffer than it is, and its steps are too short by
-    up to four times. A quadratic whose curvature is c times the assumed one gains (1 - c / 2) of what was promised.
+    up to four times. A quadratic whose curvature is c times the assumed one gains (1 - c length / 2) of what was
+    promised.
     """
-    length = _dot(taken, step) / _dot(step, step)
-    curvature = 2 * (1 - gained / (length * promised))
+    curvature = 2 / length * (1 - gained / promised)
     return min(max(stiffness * max(curvature, 0.05), _MIN_STIFFNESS), 1.0)
 
 
@@ -497,29 +500,32 @@ def _symmetric(hessian: Field, field: Field) -> Field:
     )
 
 
-def _dot(a: Field, b: Field) -> float:
-    xp = backend_of(a).xp
-    return float(xp.sum(a * b, dtype=xp.float64))
-
-
 def _conjugate_gradients(
-    multiply: Callable[[Field], Field], right: Field, iterations: int, tolerance: float = 0.05
-) -> Field:
-    """Solve ``multiply(x) = right`` to a relative residual of ``tolerance``, starting from 0."""
-    xp = backend_of(right).xp
-    x = xp.zeros_like(right)
-    residual = xp.asarray(right, copy=True)
-    direction = xp.asarray(right, copy=True)
-    size = first = _dot(residual, residual)
+    multiply: Callable[[Motion], Field],
+    right: Field,
+    precondition: Callable[[Field], Motion],
+    iterations: int,
+    tolerance: float = 0.05,
+) -> Motion:
+    """Solve ``multiply(x) = right``, starting from 0, to a relative residual of ``tolerance`` in the prior's norm.
+
+    The kernel is the preconditioner. It turns each residual, a momentum, into the velocity that goes with it, so that
+    the prior's part of the product, which is the momentum itself, costs nothing, and a step one convolution.
+    """
+    residual = right
+    direction = precondition(residual)
+    x = Motion(0 * residual, 0 * residual)
+    size = first = direction.with_velocity(direction)
     for _ in range(iterations):
         if size <= tolerance**2 * first or size == 0:
             break
         image = multiply(direction)
-        length = size / _dot(direction, image)
-        x += length * direction
-        residual -= length * image
-        size, previous = _dot(residual, residual), size
-        direction = residual + (size / previous) * direction
+        length = size / dot(direction.velocity, image)
+        x = x.plus(length, direction)
+        residual = residual - length * image
+        smoothed = precondition(residual)
+        size, previous = smoothed.with_velocity(smoothed), size
+        direction = smoothed.plus(size / previous, direction)
     return x
 
 
