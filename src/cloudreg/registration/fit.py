@@ -225,9 +225,7 @@ def solve(
         # The finer the level, the less is left to move.
         margin = max(2 * scales.unit, whole.voxel_um)
         level = whole.near_the_brain(fit.to_atlas, margin)
-        others = [
-            make_level(*pair, level.voxel_um).near_the_brain(fit.to_atlas, margin) for pair in channels[1:]
-        ]
+        others = [make_level(*pair, level.voxel_um).near_the_brain(fit.to_atlas, margin) for pair in channels[1:]]
         if number == 0 and others:
             joined = [
                 _first_intensity(other.target, pair[1], settings)

@@ -30,6 +30,10 @@ class Motion:
         """Return ``self + factor * other``."""
         return Motion(self.momentum + factor * other.momentum, self.velocity + factor * other.velocity)
 
+    def times(self, factor: float) -> Motion:
+        """Return ``factor * self``."""
+        return Motion(factor * self.momentum, factor * self.velocity)
+
     def with_velocity(self, other: Motion) -> float:
         """Return the product of this momentum and the other's velocity, which is that of the prior."""
         return dot(self.momentum, other.velocity)

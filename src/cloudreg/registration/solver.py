@@ -2,13 +2,14 @@
 
 Coarse to fine, each level repeats
 
-1. a Gauss-Newton step of the affine (in the Lie algebra of its group, damped),
-2. a Gauss-Newton step of the velocity, solved by conjugate gradients in the metric of the prior, with the exact
-   derivative of the discrete flow, and a line search on the marginal objective,
-3. one EM update of the contrast and of the mixture
+1. a Gauss-Newton step of the velocity, solved by conjugate gradients in the metric of the prior, with the exact
+   derivative of the discrete flow, put right by what the last steps did to it, and a line search on the marginal
+   objective,
+2. one EM update of the contrast and of the mixture
 
-until the objective stops falling. Each level begins with a wide matching class, which pulls tissue that is still far
-off, and narrows it to the noise. Written from Tward et al., Front. Neurosci. 14:52, 2020 (model), Beg et al.,
+until the objective stops falling. Each level begins with a Gauss-Newton step of the affine (in the Lie algebra of its
+group, damped) and with a wide matching class, which pulls tissue that is still far off, and narrows it to the noise.
+Written from Tward et al., Front. Neurosci. 14:52, 2020 (model), Beg et al.,
 IJCV 61:139-157, 2005 (LDDMM) and Arsigny et al., MICCAI 2006 (stationary velocities).
 """
 
@@ -31,6 +32,7 @@ from cloudreg.registration.contrast import Contrast
 from cloudreg.registration.flow import AnyFlow, integrate, smallest_determinant
 from cloudreg.registration.kernels import Mixture
 from cloudreg.registration.levels import Level
+from cloudreg.registration.memory import Memory
 from cloudreg.registration.smoothness import Motion, Smoothness, dot
 from cloudreg.space import Grid
 
@@ -45,6 +47,15 @@ Reconstruction, MIT Press 1987)."""
 
 _MIN_STIFFNESS = 0.2
 """Steps are lengthened by no more than the inverse of this."""
+
+_HALVINGS = 8
+"""Of a step, before the line search gives up."""
+
+_INNER_STEPS = 20
+"""Most steps of conjugate gradients in one of Gauss-Newton."""
+
+_FIRST_DAMPING = 1e-2
+"""Of the affine's Gauss-Newton steps, relative to the diagonal of their curvature."""
 
 _MIN_SIGMA = 0.02
 """Floor of the matching class's standard deviation: no real contrast is known better."""
@@ -243,15 +254,16 @@ class Problem:
         parts = [loop(*arguments, affine=affine) for arguments in self._arguments(fit)]
         return Linearization(*(reduce(add, terms) for terms in zip(*parts, strict=True)))
 
-    def velocity_step(
-        self, fit: Fit, linear: Linearization, iterations: int, stiffness: float = 1.0
-    ) -> tuple[Motion, float]:
-        """Return the Gauss-Newton step of the motion and the decrease that it promises per unit of it.
+    def downhill(self, fit: Fit, linear: Linearization) -> Field:
+        """Return minus the derivative of the objective by the velocity: a momentum."""
+        return -fit.flow.adjoint(linear.gradient) - self.prior_weight / self.softness * fit.motion.momentum
+
+    def gauss_newton(self, fit: Fit, linear: Linearization, stiffness: float = 1.0) -> Callable[[Field], Motion]:
+        """Return what takes a momentum that points downhill to the Gauss-Newton step of the motion.
 
         ``stiffness`` multiplies the data term's curvature.
         """
         flow, weight = fit.flow, self.prior_weight / self.softness
-        downhill = -flow.adjoint(linear.gradient) - weight * fit.motion.momentum
         # The curvature of a velocity, as a matrix at each node.
         parts = [flow.half_way_back(linear.hessian[..., k : k + 3]) for k in (0, 3)]
         hessian = backend_of(flow.displacement).xp.concat(parts, axis=-1) * stiffness
@@ -259,8 +271,7 @@ class Problem:
         def curvature(motion: Motion) -> Field:
             return _symmetric(hessian, motion.velocity) + weight * motion.momentum
 
-        step = _conjugate_gradients(curvature, downhill, self.smoothness.motion, iterations)
-        return step, dot(step.velocity, downhill)
+        return lambda downhill: _conjugate_gradients(curvature, downhill, self.smoothness.motion, _INNER_STEPS)
 
     def affine_step(
         self, fit: Fit, linear: Linearization, generators: NDArray[np.float64]
@@ -328,7 +339,7 @@ def fit_affine(
 ) -> tuple[Fit, list[Energy]]:
     """Fit the affine, the contrast and the mixture; the velocity stays."""
     energies: list[Energy] = []
-    damping = 1e-2
+    damping = _FIRST_DAMPING
     quiet = 0
     for iteration in range(iterations):
         linear = problem.linearize(fit, affine=True)
@@ -379,37 +390,43 @@ def fit_velocity(
         Called with 1 after each step.
     """
     energies: list[Energy] = []
-    damping = 1e-2
+    memory = Memory()
+    taken: tuple[Motion, Field] | None = None
     quiet = 0
     stiffness = 1.0
     for iteration in range(iterations):
         estimated = np.array([i.mixture.sigma_match for i in fit.intensities])
         used = np.maximum(estimated, _FIRST_SIGMA * _COOLING**iteration)
+        settled = bool((used == estimated).all())
         fit = fit.with_sigmas(used.tolist())
         # The prior weakens with the data, so that only the shape of the data term changes, not their balance.
         problem = problem.softened(float((estimated**-2.0).sum() / (used**-2.0).sum()))
-        turn = generators.size > 0 and iteration % 8 == 0
-        linear = problem.linearize(fit, affine=turn)
-        if turn:
-            moved, evaluation, damping = _affine_iteration(problem, fit, linear, generators, damping)
+        if iteration == 0 and generators.size:
+            linear = problem.linearize(fit, affine=True)
+            moved, evaluation, _ = _affine_iteration(problem, fit, linear, generators, _FIRST_DAMPING)
             if evaluation is not None:
-                fit = _em_update(moved, evaluation, smoothing)
-                fit = fit.with_sigmas(used.tolist())
-                linear = problem.linearize(fit, affine=False)
-        step, promised = problem.velocity_step(fit, linear, 20, stiffness)
+                fit = _em_update(moved, evaluation, smoothing).with_sigmas(used.tolist())
+        linear = problem.linearize(fit, affine=False)
+        downhill = problem.downhill(fit, linear)
+        if taken is not None:
+            memory.remember(*taken, downhill)
+        step = memory.improved(downhill, problem.gauss_newton(fit, linear, stiffness))
+        promised = dot(step.velocity, downhill)
         moved, evaluation, length = _line_search(problem, fit, linear, step, promised)
         after = None if evaluation is None else evaluation.data + problem.prior(moved)
         energies.append(_energy(problem, fit, linear.data, after, iteration, "velocity"))
         advance(1)
         if evaluation is None:
-            if stiffness == 1:
+            if stiffness == 1 and memory.empty:
                 break
-            stiffness = 1.0
+            stiffness, taken = 1.0, None
+            memory.forget()
             continue
+        # While the matching class still narrows, each step sees another objective.
+        taken = (step.times(length), downhill) if settled else None
         stiffness = _stiffness(stiffness, energies[-1].gained, length * promised, length)
         fit = _em_update(moved, evaluation, smoothing)
-        done = bool((used == estimated).all()) and energies[-1].gained < tolerance * problem.observed
-        quiet = quiet + 1 if done else 0
+        quiet = quiet + 1 if settled and energies[-1].gained < tolerance * problem.observed else 0
         if quiet >= 2:
             break
     return fit, energies
@@ -438,7 +455,7 @@ def _line_search(
     """
     start = linear.data + problem.prior(fit)
     length = 1.0
-    for _ in range(8):
+    for _ in range(_HALVINGS if promised > 0 else 0):
         motion = fit.motion.plus(length, step)
         flow = integrate(motion.velocity, fit.flow.spacing)
         if smallest_determinant(flow) > _MIN_DETERMINANT:
