@@ -194,6 +194,21 @@ def test_the_adjoint_is_the_transpose_of_the_derivative(velocity, backend):
     assert left == pytest.approx(right, rel=1e-5)
 
 
+def test_a_flow_in_time_and_its_derivatives_agree_with_the_cpu(velocity, backend):
+    rng = np.random.default_rng(2)
+    velocities = np.stack([velocity, velocity[::-1], -velocity[:, ::-1]]) / np.float32(np.sqrt(3))
+    change = rng.standard_normal(velocities.shape).astype(np.float32)
+    flow, there = integrate(velocities, SPACING), integrate(backend.send(velocities), SPACING)
+    np.testing.assert_allclose(backend.fetch(there.displacement), flow.displacement, rtol=1e-5, atol=1e-3)
+    for name, field in (("derivative", change), ("adjoint", change[0]), ("half_way_back", change[0])):
+        ours, theirs = getattr(flow, name)(field), getattr(there, name)(backend.send(field))
+        np.testing.assert_allclose(backend.fetch(theirs), ours, rtol=1e-4, atol=2e-5)
+    np.testing.assert_array_equal(there.fetched().displacement, backend.fetch(there.displacement))
+    left = np.sum(backend.fetch(there.derivative(backend.send(change))).astype(float) * change[1])
+    right = np.sum(change.astype(float) * backend.fetch(there.adjoint(backend.send(change[1]))))
+    assert left == pytest.approx(right, rel=1e-5)
+
+
 def test_scattering_is_the_same_each_time(velocity, backend):
     force = backend.send(np.random.default_rng(4).standard_normal(velocity.shape).astype(np.float32))
     u = backend.send(velocity)
@@ -275,18 +290,20 @@ def tiny_pair():
     return image_of(seen, voxel_um=(VOXEL_UM,) * 3), image_of(values, voxel_um=(VOXEL_UM,) * 3)
 
 
-def solved(backend):
+def solved(backend, velocity):
     target, atlas = tiny_pair()
     settings = RegistrationSettings(
-        resolution_um=VOXEL_UM, levels=1, iterations=(3,), velocity_spacing_um=2000, kernel_um=1500, find_cuts=False
-    )
+        resolution_um=VOXEL_UM, levels=1, iterations=(3,), velocity_spacing_um=2000, kernel_um=1500, find_cuts=False,
+        velocity=velocity, time_steps=2,
+    )  # fmt: skip
     scales = choose_scales(atlas, target.grid, atlas.grid, settings)
     return solve(target, atlas, [], settings, scales=scales, initial=np.eye(4), backend=backend)
 
 
-def test_the_solver_finds_the_same_map_within_a_tenth_of_a_voxel():
+@pytest.mark.parametrize("velocity", ["stationary", "time-dependent"])
+def test_the_solver_finds_the_same_map_within_a_tenth_of_a_voxel(velocity):
     backend = TorchBackend(DEVICE, brick=(4, 4, 8) if GPU else (32, 32, 32), nodes=NODES)
-    here, there = solved(MAIN_MEMORY), solved(backend)
+    here, there = solved(MAIN_MEMORY, velocity), solved(backend, velocity)
     points = np.argwhere(tiny_pair()[1].values > 0.2) * VOXEL_UM
 
     def mapped(solution):
