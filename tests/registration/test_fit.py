@@ -140,7 +140,7 @@ def test_a_lost_slab_is_not_filled_with_tissue_from_elsewhere(case):
     assert solution.problem.level.target.weight[22:27].max() == 0
 
 
-@pytest.mark.parametrize("velocity", ["stationary", "time-dependent"])
+@pytest.mark.parametrize("velocity", ["stationary", pytest.param("time-dependent", marks=pytest.mark.slow)])
 def test_every_step_lowers_the_objective(case, velocity):
     grid, seen, _ = case
     energies = registered(noisy(seen), grid, velocity=velocity).energies
@@ -151,7 +151,7 @@ def test_every_step_lowers_the_objective(case, velocity):
         assert steps[-1].gained < 0.3 * steps[0].gained
 
 
-@pytest.mark.parametrize("velocity", ["stationary", "time-dependent"])
+@pytest.mark.parametrize("velocity", ["stationary", pytest.param("time-dependent", marks=pytest.mark.slow)])
 def test_the_map_does_not_fold_and_its_affine_stays_rigid_if_asked(case, velocity):
     from cloudreg.registration.flow import jacobian_determinant
 

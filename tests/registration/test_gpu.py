@@ -300,7 +300,7 @@ def solved(backend, velocity):
     return solve(target, atlas, [], settings, scales=scales, initial=np.eye(4), backend=backend)
 
 
-@pytest.mark.parametrize("velocity", ["stationary", "time-dependent"])
+@pytest.mark.parametrize("velocity", ["stationary", pytest.param("time-dependent", marks=pytest.mark.slow)])
 def test_the_solver_finds_the_same_map_within_a_tenth_of_a_voxel(velocity):
     backend = TorchBackend(DEVICE, brick=(4, 4, 8) if GPU else (32, 32, 32), nodes=NODES)
     here, there = solved(MAIN_MEMORY, velocity), solved(backend, velocity)
