@@ -127,15 +127,17 @@ def register_to_atlas(
 ) -> None:
     """Stage 5: fit the map between atlas and volume, and write a registration folder.
 
-    The folder appears under its name only when it is whole.
+    The folder appears under its name only when it is whole. Until then a hidden one beside it keeps how far the fit has
+    come, and a registration that was killed goes on from there.
     """
     from cloudreg.registration import register_volume, write_registration
 
     unfinished = out.with_name(f".{out.name}.unfinished")
+    work = out.with_name(f".{out.name}.fit")
     if unfinished.exists():
         shutil.rmtree(unfinished)
     registration = register_volume(
-        target, atlas, settings, engine=engine, channel=channels, mask=mask, initial_affine=initial_affine
+        target, atlas, settings, engine=engine, channel=channels, mask=mask, initial_affine=initial_affine, work=work
     )
     write_registration(
         registration,
@@ -147,6 +149,7 @@ def register_to_atlas(
         settings={"command": command, "versions": library_versions(), "registration": settings.model_dump(mode="json")},
     )
     unfinished.rename(out)
+    shutil.rmtree(work)
 
 
 def measure_regions(

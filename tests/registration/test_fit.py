@@ -4,6 +4,7 @@ from scipy.ndimage import map_coordinates
 from scipy.spatial.transform import Rotation
 
 from brains import SHAPE, VOXEL_UM, brain, displacement_field, head, warped
+from cloudreg.registration.checkpoint import Checkpoint
 from cloudreg.registration.cuts import flat_faces
 from cloudreg.registration.fit import choose_scales, solve
 from cloudreg.registration.pose import implausible
@@ -22,13 +23,13 @@ def atlas_grid():
     return Grid.from_spacing(SHAPE, (VOXEL_UM,) * 3)
 
 
-def registered(target, grid, rotations=IDENTITY, template=None, **settings):
+def registered(target, grid, rotations=IDENTITY, template=None, checkpoint=None, **settings):
     """Error of the fitted map at every voxel comes from `error_um`."""
     template = brain() if template is None else template
     atlas = prepared(template, atlas_grid(), "template", missing_data=False)
-    chosen = RegistrationSettings(resolution_um=VOXEL_UM, **{"levels": 2, **settings})
+    chosen = RegistrationSettings(**{"resolution_um": VOXEL_UM, "levels": 2, **settings})
     scales = choose_scales(atlas, grid, atlas_grid(), chosen)
-    return solve(prepared(target, grid), atlas, rotations, chosen, scales=scales)
+    return solve(prepared(target, grid), atlas, rotations, chosen, scales=scales, checkpoint=checkpoint)
 
 
 def mapped(solution, points_um):
@@ -69,11 +70,53 @@ def test_an_image_registers_to_itself_exactly():
     assert np.linalg.norm(mapped(solution, points) - points, axis=1).max() < 0.01 * VOXEL_UM
 
 
-def test_a_known_warp_is_found(case):
+@pytest.mark.parametrize("velocity", ["stationary", "time-dependent"])
+def test_a_known_warp_is_found(case, velocity):
     grid, seen, truth = case
-    error, _ = error_um(registered(noisy(seen), grid), grid, truth)
+    solution = registered(noisy(seen), grid, velocity=velocity)
+    assert solution.fit.motion.momentum.ndim == (4 if velocity == "stationary" else 5)
+    error, _ = error_um(solution, grid, truth)
     assert np.median(error) < 0.15 * VOXEL_UM
     assert np.quantile(error, 0.9) < 0.5 * VOXEL_UM
+
+
+def test_one_step_in_time_is_the_stationary_velocity(case):
+    grid, seen, _ = case
+    settings = {"levels": 1, "iterations": (3,)}
+    stationary = registered(noisy(seen), grid, **settings).fit
+    one = registered(noisy(seen), grid, velocity="time-dependent", time_steps=1, **settings).fit
+    velocity = stationary.motion.velocity
+    np.testing.assert_allclose(one.motion.velocity[0], velocity, atol=1e-4 * np.abs(velocity).max())
+    np.testing.assert_allclose(one.to_atlas, stationary.to_atlas, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize(("stop", "velocity"), [(0, "stationary"), (1, "time-dependent")])
+def test_a_fit_that_goes_on_ends_in_the_same_bytes(case, tmp_path, monkeypatch, stop, velocity):
+    grid, seen, _ = case
+    target = noisy(seen)
+    settings = {"resolution_um": 0.8 * VOXEL_UM, "iterations": (2, 2), "velocity": velocity, "find_cuts": False}
+    whole = registered(target, grid, **settings)
+    checkpoint = Checkpoint(tmp_path, "fit")
+    save = Checkpoint.save
+
+    def save_and_stop(self, progress):
+        save(self, progress)
+        if progress.levels == stop:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Checkpoint, "save", save_and_stop)
+        registered(target, grid, checkpoint=checkpoint, **settings)
+    # The pose is not sought again.
+    monkeypatch.setattr("cloudreg.registration.fit.find_start", None)
+    resumed = registered(target, grid, checkpoint=checkpoint, **settings)
+    np.testing.assert_array_equal(resumed.fit.motion.momentum, whole.fit.motion.momentum)
+    np.testing.assert_array_equal(resumed.fit.flow.displacement, whole.fit.flow.displacement)
+    np.testing.assert_array_equal(resumed.fit.to_atlas, whole.fit.to_atlas)
+    np.testing.assert_array_equal(resumed.fit.contrast.coefficients, whole.fit.contrast.coefficients)
+    assert resumed.fit.mixture == whole.fit.mixture
+    assert resumed.energies == whole.energies
+    assert len({energy.level_um for energy in whole.energies}) == 2
 
 
 def test_a_contrast_that_turns_over_costs_little(case):
@@ -98,9 +141,10 @@ def test_a_lost_slab_is_not_filled_with_tissue_from_elsewhere(case):
     assert solution.problem.level.target.weight[22:27].max() == 0
 
 
-def test_every_step_lowers_the_objective(case):
+@pytest.mark.parametrize("velocity", ["stationary", pytest.param("time-dependent", marks=pytest.mark.slow)])
+def test_every_step_lowers_the_objective(case, velocity):
     grid, seen, _ = case
-    energies = registered(noisy(seen), grid).energies
+    energies = registered(noisy(seen), grid, velocity=velocity).energies
     assert len(energies) > 10
     assert all(e.gained > 0 for e in energies[:-1])
     for level in {e.level_um for e in energies}:
@@ -108,11 +152,12 @@ def test_every_step_lowers_the_objective(case):
         assert steps[-1].gained < 0.3 * steps[0].gained
 
 
-def test_the_map_does_not_fold_and_its_affine_stays_rigid_if_asked(case):
+@pytest.mark.parametrize("velocity", ["stationary", pytest.param("time-dependent", marks=pytest.mark.slow)])
+def test_the_map_does_not_fold_and_its_affine_stays_rigid_if_asked(case, velocity):
     from cloudreg.registration.flow import jacobian_determinant
 
     grid, seen, _ = case
-    solution = registered(noisy(seen), grid, affine="rigid")
+    solution = registered(noisy(seen), grid, affine="rigid", velocity=velocity)
     flow = solution.fit.flow
     assert jacobian_determinant(flow.displacement, flow.spacing).min() > 0
     scales = np.linalg.svd(solution.fit.to_atlas[:3, :3], compute_uv=False)

@@ -12,8 +12,8 @@ SPACING = np.array([300.0, 350.0, 400.0], dtype=np.float32)
 @pytest.fixture
 def velocity():
     rng = np.random.default_rng(1)
-    smooth = Smoothness(SHAPE, SPACING, 700.0)
-    field = smooth.root(rng.standard_normal((*SHAPE, 3)).astype(np.float32))
+    smooth = Smoothness(SHAPE, SPACING, 700.0, power=1)
+    field = smooth.motion(rng.standard_normal((*SHAPE, 3)).astype(np.float32)).velocity
     return (field * 400 / np.abs(field).max()).astype(np.float32)
 
 
@@ -93,8 +93,8 @@ def test_forces_go_back_half_the_way_and_none_is_lost(velocity):
 def velocities(steps, shape=SHAPE, seed=6, spacing=SPACING, largest=400.0):
     """Smooth velocities, another at each step, in float64 and of the size that `integrate` takes."""
     rng = np.random.default_rng(seed)
-    smooth = Smoothness(shape, spacing, 700.0)
-    fields = smooth.root(rng.standard_normal((steps, *shape, 3)).astype(np.float32)).astype(float)
+    smooth = Smoothness(shape, spacing, 700.0, power=1)
+    fields = smooth.motion(rng.standard_normal((steps, *shape, 3)).astype(np.float32)).velocity.astype(float)
     return fields * largest / np.abs(fields).max() / np.sqrt(steps)
 
 
@@ -128,7 +128,7 @@ def test_equal_steps_are_the_stationary_flow(velocity, steps):
     # Interpolation between nodes, oftener where there are more steps, is all that differs.
     assert np.abs(flow.displacement - stationary).max() < (0.03 if steps > 1 else 1e-6) * SPACING.min()
     change = np.random.default_rng(2).standard_normal(velocity.shape).astype(np.float32)
-    force = Smoothness(SHAPE, SPACING, 700.0).root(change)
+    force = Smoothness(SHAPE, SPACING, 700.0, power=1).motion(change).velocity
     one, many = integrate(velocity, SPACING).adjoint(force), flow.adjoint(force) / steps**0.5
     assert np.linalg.norm(many.sum(axis=0) - one) < 0.02 * np.linalg.norm(one)
 
@@ -187,8 +187,8 @@ def test_the_curvature_of_each_step_is_no_less_than_that_of_the_whole():
     flow = integrate(velocity, SPACING)
     force = np.repeat(rng.uniform(0, 1, (*SHAPE, 1)), 3, axis=3)
     back = flow.half_way_back(force)
-    smooth = Smoothness(SHAPE, SPACING, 900.0)
-    different = smooth.root(rng.standard_normal(velocity.shape).astype(np.float32))
+    smooth = Smoothness(SHAPE, SPACING, 900.0, power=1)
+    different = smooth.motion(rng.standard_normal(velocity.shape).astype(np.float32)).velocity
     alike = np.stack([different[0]] * 4)
     for change, ratio in ((different, 0.6), (alike, 1.2)):
         true = np.sum(force * flow.derivative(change) ** 2)

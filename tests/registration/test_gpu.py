@@ -18,7 +18,7 @@ from cloudreg.registration.flow import Flow, integrate, jacobian_determinant, sm
 from cloudreg.registration.kernels import Mixture
 from cloudreg.registration.levels import make_level
 from cloudreg.registration.reference import explain
-from cloudreg.registration.smoothness import Smoothness
+from cloudreg.registration.smoothness import Motion, Smoothness
 from cloudreg.registration.solver import Fit, Intensity, Problem
 from cloudreg.settings import RegistrationSettings
 from cloudreg.space import Grid
@@ -48,7 +48,8 @@ NODES = 256 if GPU else 4096
 
 def on_device(fit, backend):
     flow = Flow(fit.flow.spacing, tuple(backend.send(u) for u in fit.flow.steps))
-    return replace(fit, momentum=backend.send(fit.momentum), flow=flow)
+    motion = Motion(backend.send(fit.motion.momentum), backend.send(fit.motion.velocity))
+    return replace(fit, motion=motion, flow=flow)
 
 
 @pytest.fixture
@@ -70,7 +71,8 @@ def case():
     grid = Grid.from_spacing((9, 8, 9), (1200.0,) * 3, (-800.0, -800.0, -800.0))
     spacing = np.full(3, 1200, dtype=np.float32)
     smoothness = Smoothness(grid.shape, spacing, 1900.0)
-    field = smoothness.root(rng.standard_normal((*grid.shape, 3)).astype(np.float32))
+    rough = Smoothness(grid.shape, spacing, 1900.0, power=1)
+    field = rough.motion(rng.standard_normal((*grid.shape, 3)).astype(np.float32)).velocity
     field = np.ascontiguousarray(field * 300 / np.abs(field).max(), dtype=np.float32)
     contrast = initial_contrast(level.atlas[level.atlas > 0.05], 3, (0.0, 0.8))
     contrast = contrast.on_nodes(SHAPE, np.full(3, 8.0))
@@ -167,7 +169,8 @@ def test_bricks_hold_every_active_voxel_once_in_its_place():
 @pytest.fixture(scope="module")
 def velocity():
     rng = np.random.default_rng(1)
-    field = Smoothness(FLOW_SHAPE, SPACING, 700.0).root(rng.standard_normal((*FLOW_SHAPE, 3)).astype(np.float32))
+    rough = Smoothness(FLOW_SHAPE, SPACING, 700.0, power=1)
+    field = rough.motion(rng.standard_normal((*FLOW_SHAPE, 3)).astype(np.float32)).velocity
     return (field * 400 / np.abs(field).max()).astype(np.float32)
 
 
@@ -194,6 +197,21 @@ def test_the_adjoint_is_the_transpose_of_the_derivative(velocity, backend):
     assert left == pytest.approx(right, rel=1e-5)
 
 
+def test_a_flow_in_time_and_its_derivatives_agree_with_the_cpu(velocity, backend):
+    rng = np.random.default_rng(2)
+    velocities = np.stack([velocity, velocity[::-1], -velocity[:, ::-1]]) / np.float32(np.sqrt(3))
+    change = rng.standard_normal(velocities.shape).astype(np.float32)
+    flow, there = integrate(velocities, SPACING), integrate(backend.send(velocities), SPACING)
+    np.testing.assert_allclose(backend.fetch(there.displacement), flow.displacement, rtol=1e-5, atol=1e-3)
+    for name, field in (("derivative", change), ("adjoint", change[0]), ("half_way_back", change[0])):
+        ours, theirs = getattr(flow, name)(field), getattr(there, name)(backend.send(field))
+        np.testing.assert_allclose(backend.fetch(theirs), ours, rtol=1e-4, atol=2e-5)
+    np.testing.assert_array_equal(there.fetched().displacement, backend.fetch(there.displacement))
+    left = np.sum(backend.fetch(there.derivative(backend.send(change))).astype(float) * change[1])
+    right = np.sum(change.astype(float) * backend.fetch(there.adjoint(backend.send(change[1]))))
+    assert left == pytest.approx(right, rel=1e-5)
+
+
 def test_scattering_is_the_same_each_time(velocity, backend):
     force = backend.send(np.random.default_rng(4).standard_normal(velocity.shape).astype(np.float32))
     u = backend.send(velocity)
@@ -203,11 +221,11 @@ def test_scattering_is_the_same_each_time(velocity, backend):
 
 def test_the_prior_agrees_with_the_cpu(velocity, backend):
     smoothness = Smoothness(FLOW_SHAPE, SPACING, 700.0)
-    root = backend.fetch(smoothness.root(backend.send(velocity)))
-    np.testing.assert_allclose(root, smoothness.root(velocity), atol=1e-4 * np.abs(root).max())
+    here, there = smoothness.motion(velocity), smoothness.motion(backend.send(velocity))
+    np.testing.assert_allclose(there.fetched().velocity, here.velocity, atol=1e-4 * np.abs(here.velocity).max())
     fine = Smoothness((18, 16, 20), SPACING / 2, 700.0)
-    refined = backend.fetch(fine.refined(backend.send(velocity), smoothness))
-    np.testing.assert_array_equal(refined, fine.refined(velocity, smoothness))
+    refined, expected = fine.refined(there, smoothness).fetched(), fine.refined(here, smoothness)
+    np.testing.assert_array_equal(refined.momentum, expected.momentum)
 
 
 def test_a_full_memory_sends_the_target_in_pieces_and_says_so(case):
@@ -275,18 +293,20 @@ def tiny_pair():
     return image_of(seen, voxel_um=(VOXEL_UM,) * 3), image_of(values, voxel_um=(VOXEL_UM,) * 3)
 
 
-def solved(backend):
+def solved(backend, velocity):
     target, atlas = tiny_pair()
     settings = RegistrationSettings(
-        resolution_um=VOXEL_UM, levels=1, iterations=(3,), velocity_spacing_um=2000, kernel_um=1500, find_cuts=False
-    )
+        resolution_um=VOXEL_UM, levels=1, iterations=(3,), velocity_spacing_um=2000, kernel_um=1500, find_cuts=False,
+        velocity=velocity, time_steps=2,
+    )  # fmt: skip
     scales = choose_scales(atlas, target.grid, atlas.grid, settings)
     return solve(target, atlas, [], settings, scales=scales, initial=np.eye(4), backend=backend)
 
 
-def test_the_solver_finds_the_same_map_within_a_tenth_of_a_voxel():
+@pytest.mark.parametrize("velocity", ["stationary", pytest.param("time-dependent", marks=pytest.mark.slow)])
+def test_the_solver_finds_the_same_map_within_a_tenth_of_a_voxel(velocity):
     backend = TorchBackend(DEVICE, brick=(4, 4, 8) if GPU else (32, 32, 32), nodes=NODES)
-    here, there = solved(MAIN_MEMORY), solved(backend)
+    here, there = solved(MAIN_MEMORY, velocity), solved(backend, velocity)
     points = np.argwhere(tiny_pair()[1].values > 0.2) * VOXEL_UM
 
     def mapped(solution):
@@ -296,7 +316,7 @@ def test_the_solver_finds_the_same_map_within_a_tenth_of_a_voxel():
         field = fit.flow.displacement
         return straight + np.stack([map_coordinates(field[..., k], node, order=1) for k in range(3)], axis=1)
 
-    assert isinstance(there.fit.momentum, np.ndarray)
+    assert isinstance(there.fit.motion.momentum, np.ndarray)
     assert np.linalg.norm(mapped(here) - points, axis=1).max() > 0.5 * VOXEL_UM
     assert np.abs(here.fit.flow.displacement).max() > 10
     assert np.linalg.norm(mapped(here) - mapped(there), axis=1).max() < 0.1 * VOXEL_UM

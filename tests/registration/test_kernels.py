@@ -29,7 +29,8 @@ def case():
     grid = Grid.from_spacing((20, 18, 19), (SPACING,) * 3, (-800.0, -800.0, -800.0))
     spacing = np.full(3, SPACING, dtype=np.float32)
     smoothness = Smoothness(grid.shape, spacing, 800.0)
-    field = smoothness.root(rng.standard_normal((*grid.shape, 3)).astype(np.float32))
+    rough = Smoothness(grid.shape, spacing, 800.0, power=1)
+    field = rough.motion(rng.standard_normal((*grid.shape, 3)).astype(np.float32)).velocity
     field = np.ascontiguousarray(field * 200 / np.abs(field).max(), dtype=np.float32)
     contrast = initial_contrast(level.atlas[level.atlas > 0.05], 3, (0.0, 0.8))
     contrast = contrast.on_nodes(target.grid.shape, np.full(3, 6.0))
@@ -85,7 +86,8 @@ def test_moments_count_each_matching_voxel_once(case):
 def test_velocity_gradient_is_the_limit_of_differences(case):
     problem, fit = case
     rng = np.random.default_rng(7)
-    change = problem.smoothness.root(rng.standard_normal(fit.flow.displacement.shape).astype(np.float32))
+    rough = Smoothness(problem.velocity_grid.shape, fit.flow.spacing, 800.0, power=1)
+    change = rough.motion(rng.standard_normal(fit.flow.displacement.shape).astype(np.float32)).velocity
     gradient = problem.linearize(fit).gradient
 
     def data(step):

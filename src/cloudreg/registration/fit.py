@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cloudreg.registration.backend import MAIN_MEMORY, Backend
+from cloudreg.registration.checkpoint import Checkpoint, Progress
 from cloudreg.registration.contrast import initial_contrast
 from cloudreg.registration.cuts import Cut, flat_faces
 from cloudreg.registration.flow import integrate
@@ -151,6 +152,7 @@ def solve(
     initial: NDArray[np.float64] | None = None,
     more: Sequence[tuple[Image, Image]] = (),
     backend: Backend = MAIN_MEMORY,
+    checkpoint: Checkpoint | None = None,
     report: Callable[[str], None] = lambda text: None,
     advance: Callable[[int], None] = lambda n: None,
 ) -> Solution:
@@ -173,6 +175,8 @@ def solve(
         its own; they join when the pose is found.
     backend
         Where the solver computes (`cloudreg.registration.backend.backend_for`); the solution is in the main memory.
+    checkpoint
+        Where to go on from, and to keep the pose and the fit of each level but the last when they are found.
     report
         Gets one line about the pose.
     advance
@@ -197,31 +201,50 @@ def solve(
     def problem(level: Level, weight: float, further: Sequence[Level] = ()) -> Problem:
         return Problem(level, grid, smoothness, weight * (100 / scales.unit) ** 2, more=further)
 
-    first = _first_intensity(levels[0].target, atlas, settings)
-    start = Fit(np.eye(4), Motion(still, still), integrate(still, smoothness.spacing), (first,))
-
-    if initial is not None:
-        candidates = [Pose(GIVEN, initial)]
+    known = None if checkpoint is None else checkpoint.load()
+    if known is None:
+        first = _first_intensity(levels[0].target, atlas, settings)
+        start = Fit(np.eye(4), Motion(still, still), integrate(still, smoothness.spacing), (first,))
+        if initial is not None:
+            candidates = [Pose(GIVEN, initial)]
+        else:
+            candidates = [centred_pose(name, target, atlas, rotation) for name, rotation in rotations]
+        reach = 0.3 * scales.unit * _UNITS_PER_BRAIN
+        coarse = problem(levels[0].near_the_tissue(reach), 1.0)
+        search = problem(make_level(target, atlas, 2 * scales.levels[0]).near_the_tissue(reach), 1.0)
+        # Where the pose is given, the brain is what the caller knows it to be.
+        faces = flat_faces(target.reduced(2 * scales.unit)) if initial is None and settings.find_cuts else []
+        begun = find_start(search, coarse, start, candidates, faces, atlas.reduced(2 * scales.unit), generators)
+        fit, energies, poses, cuts = begun.fit, begun.energies, begun.poses, begun.cuts
+        report(describe(poses))
     else:
-        candidates = [centred_pose(name, target, atlas, rotation) for name, rotation in rotations]
-    reach = 0.3 * scales.unit * _UNITS_PER_BRAIN
-    coarse = problem(levels[0].near_the_tissue(reach), 1.0)
-    search = problem(make_level(target, atlas, 2 * scales.levels[0]).near_the_tissue(reach), 1.0)
-    # Where the pose is given, the brain is what the caller knows it to be.
-    faces = flat_faces(target.reduced(2 * scales.unit)) if initial is None and settings.find_cuts else []
-    begun = find_start(search, coarse, start, candidates, faces, atlas.reduced(2 * scales.unit), generators)
-    fit, energies = begun.fit, begun.energies
-    report(describe(begun.poses))
-    if begun.cuts:
-        lost = [cut.beyond(target.grid) for cut in begun.cuts]
+        motion = Motion(backend.send(known.motion.momentum), backend.send(known.motion.velocity))
+        flow = integrate(motion.velocity, smoothness.spacing)
+        fit, energies = Fit(known.to_atlas, motion, flow, known.intensities), known.energies
+        poses, cuts = known.poses, known.cuts
+        report(f"going on where the fit was stopped, after {known.levels} of {len(levels)} levels")
+    done = 0 if known is None else known.levels
+    if cuts:
+        lost = [cut.beyond(target.grid) for cut in cuts]
         channels = [(seen.without(lost), template) for seen, template in channels]
         levels = [make_level(*channels[0], voxel_um) for voxel_um in scales.levels]
-    if len(levels) > 1 and generators.size:
+    if known is None and len(levels) > 1 and generators.size:
         second = levels[1].near_the_brain(fit.to_atlas, 4 * scales.unit)
         fit, steps = fit_affine(problem(second, 1.0), fit, generators, iterations=10)
         energies += steps
 
+    def keep(finished: int) -> None:
+        if checkpoint is not None:
+            here = fit.fetched()
+            checkpoint.save(Progress(finished, here.to_atlas, here.motion, here.intensities, energies, poses, cuts))
+
+    if known is None:
+        keep(0)
     for number, whole in enumerate(levels):
+        most = int(_at(settings.iterations, number, len(levels)))
+        if number < done:
+            advance(most)
+            continue
         # The finer the level, the less is left to move.
         margin = max(2 * scales.unit, whole.voxel_um)
         level = whole.near_the_brain(fit.to_atlas, margin)
@@ -248,7 +271,6 @@ def solve(
             fit = replace(fit, intensities=tuple(spread))
         spread_over = 4 if level.voxel_um > 1.5 * scales.unit else 2.5
         smoothing = np.full(3, spread_over * scales.unit / scales.contrast_spacing) if local else None
-        most = int(_at(settings.iterations, number, len(levels)))
         fit, steps = fit_velocity(
             last,
             fit,
@@ -260,7 +282,9 @@ def solve(
         )
         advance(most - len(steps))
         energies += steps
-    return Solution(fit.fetched(), grid, last, energies, begun.poses, begun.cuts)
+        if number + 1 < len(levels):
+            keep(number + 1)
+    return Solution(fit.fetched(), grid, last, energies, poses, cuts)
 
 
 def _first_intensity(target: Image, atlas: Image, settings: RegistrationSettings) -> Intensity:

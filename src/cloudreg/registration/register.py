@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,12 +16,14 @@ from cloudreg.execution import Engine
 from cloudreg.execution.progress import say, track
 from cloudreg.io import Volume, read_resampled
 from cloudreg.registration.backend import backend_for
+from cloudreg.registration.checkpoint import Checkpoint, digest
 from cloudreg.registration.fit import Scales, Solution, choose_scales, solve
 from cloudreg.registration.flow import invert, jacobian_determinant
 from cloudreg.registration.levels import Image
 from cloudreg.registration.pose import MOST_ANISOTROPY, MOST_VOLUME, TIE, implausible
 from cloudreg.registration.prepare import labelled_part, prepare
 from cloudreg.registration.reference import Explanation, explain
+from cloudreg.run_folder import library_versions
 from cloudreg.settings import RegistrationSettings
 from cloudreg.space import Grid, axes_between, proper_orientations
 from cloudreg.transforms import DisplacementField, Transform
@@ -70,6 +73,7 @@ def register_volume(
     channel: int | Sequence[int] = 0,
     mask: Volume | None = None,
     initial_affine: NDArray[np.float64] | None = None,
+    work: Path | None = None,
 ) -> Registration:
     """Register a volume to an atlas.
 
@@ -90,6 +94,9 @@ def register_volume(
         Data weights (0 to 1, or any integers of which non-zero counts) on any grid in the target's space.
     initial_affine
         4 x 4, atlas um to target um (z y x): where to start, instead of the letters.
+    work
+        Folder in which to keep how far the fit has come. What a killed registration of the same images by the same
+        settings kept there is gone on from, to the same bytes.
 
     Raises
     ------
@@ -120,16 +127,22 @@ def register_volume(
 
     def solved(templates: Sequence[Image], scales: Scales) -> Solution:
         pairs = [(seen, template) for seen in targets for template in templates]
+        rotations = _rotations(target, atlas, settings)
+        checkpoint = None
+        if work is not None:
+            values = settings.model_dump(mode="json"), scales, rotations, initial_affine, library_versions()
+            checkpoint = Checkpoint(work, digest([*targets, *templates], *values))
         steps = sum(settings.iterations[-len(scales.levels) :])
         with track("registering", steps, "steps") as advance:
             return solve(
                 *pairs[0],
-                _rotations(target, atlas, settings),
+                rotations,
                 settings,
                 scales=scales,
                 more=pairs[1:],
                 initial=None if initial_affine is None else np.asarray(np.linalg.inv(initial_affine), dtype=np.float64),
                 backend=backend,
+                checkpoint=checkpoint,
                 report=say,
                 advance=advance,
             )
