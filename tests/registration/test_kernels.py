@@ -9,7 +9,7 @@ from cloudreg.registration.flow import Flow
 from cloudreg.registration.kernels import Mixture
 from cloudreg.registration.levels import make_level
 from cloudreg.registration.reference import explain
-from cloudreg.registration.smoothness import Smoothness
+from cloudreg.registration.smoothness import Motion, Smoothness
 from cloudreg.registration.solver import Fit, Intensity, Problem
 from cloudreg.space import Grid
 
@@ -40,7 +40,7 @@ def case():
     turn[:3, :3] += 0.05 * rng.standard_normal((3, 3))
     turn[:3, 3] = [150.0, -80.0, 40.0]
     mixture = Mixture(0.25, 0.6, 0.3, 1.1, -0.05, (0.75, 0.15, 0.1))
-    fit = Fit(turn, np.zeros_like(field), Flow(spacing, (field,)), (Intensity(contrast, mixture),))
+    fit = Fit(turn, Motion(0 * field, 0 * field), Flow(spacing, (field,)), (Intensity(contrast, mixture),))
     return Problem(level, grid, smoothness, 1.0), fit
 
 
