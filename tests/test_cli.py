@@ -405,6 +405,36 @@ def test_a_registration_starts_from_an_exported_affine(cloudreg, refused, regist
     assert not (tmp_path / "far").exists()
 
 
+def test_a_registration_starts_from_angles(cloudreg, registration, target, atlas, tmp_path):
+    """Letters that say back for front and left for right, made up for by half a turn about y."""
+    (tmp_path / "fast.yaml").write_text(FAST)
+    words = ["--atlas", atlas, "--settings", tmp_path / "fast.yaml", "--no-report", "--orientation", "psl"]
+    start = ["--rotation", 0, 170, 0, "--translation", 100, -50, 0, "--scale", "1.02", "--affine", "similarity"]
+    code, _, err = cloudreg("register", target, tmp_path / "out", *words, *start)
+    assert code == 0, err
+    found, known = (np.loadtxt(folder / "affine.txt") for folder in (tmp_path / "out", registration))
+    np.testing.assert_allclose(found[:3, :3], known[:3, :3], atol=0.05)
+    assert json.loads((tmp_path / "out" / "manifest.json").read_text())["figures"]["pose"] == "given"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--rotation", 0, 0, 90], "give --orientation too"),
+        (["--orientation", "asr", "--rotation", 0, 0, 5, "--initial-affine", "start.txt"], "one place to start from"),
+        (["--orientation", "asr", "--scale", 2, "--initial-affine", "start.txt"], "one place to start from"),
+        (["--affine", "similarity", "--scale", "1,1.1,1"], "a similarity has one scale"),
+        (["--scale", "1,2"], "one number, or three"),
+        (["--scale", "0"], "greater than 0"),
+    ],
+)
+def test_starts_that_contradict_themselves_are_refused(refused, target, atlas, tmp_path, monkeypatch, words, said):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "start.txt").write_text("1 0 0 0\n0 1 0 0\n0 0 1 0\n0 0 0 1\n")
+    assert said in refused("register", target, tmp_path / "out", "--atlas", atlas, *words)
+    assert not (tmp_path / "out").exists()
+
+
 def test_regions_counts_cells(cloudreg, registration, tmp_path):
     (tmp_path / "cells.csv").write_text("z_um,y_um,x_um\n2000,1800,1500\n2000,1800,1600\n")
     code, _, err = cloudreg("regions", registration, "--cells", tmp_path / "cells.csv", "--out", tmp_path / "r.csv")

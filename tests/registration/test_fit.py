@@ -108,16 +108,34 @@ def test_every_step_lowers_the_objective(case):
         assert steps[-1].gained < 0.3 * steps[0].gained
 
 
-def test_the_map_does_not_fold_and_its_affine_stays_rigid_if_asked(case):
+@pytest.mark.parametrize("scale", [None, (1.05,), (1.1, 1.0, 0.95)])
+def test_the_map_does_not_fold_and_its_affine_stays_rigid_if_asked(case, scale):
     from cloudreg.registration.flow import jacobian_determinant
 
     grid, seen, _ = case
-    solution = registered(noisy(seen), grid, affine="rigid")
+    solution = registered(noisy(seen), grid, affine="rigid", scale=scale)
     flow = solution.fit.flow
     assert jacobian_determinant(flow.displacement, flow.spacing).min() > 0
-    scales = np.linalg.svd(solution.fit.to_atlas[:3, :3], compute_uv=False)
-    # Rigid up to the one scale that the starting pose took from the volumes.
-    np.testing.assert_allclose(scales, scales[0], rtol=1e-6)
+    # The scales of the atlas are those that were asked for, along its axes, whatever the fit.
+    axes = np.linalg.inv(solution.fit.to_atlas[:3, :3])
+    np.testing.assert_allclose(np.sqrt(np.diag(axes.T @ axes)), np.broadcast_to(scale or 1, 3), rtol=1e-6)
+    np.testing.assert_allclose(axes.T @ axes, np.diag(np.diag(axes.T @ axes)), atol=1e-6)
+
+
+@pytest.mark.parametrize("affine", ["similarity", "scales"])
+def test_the_scales_that_a_group_has_are_found(affine):
+    """Swollen along the atlas's axes, then turned."""
+    true = np.array([1.08, 1.08, 1.08] if affine == "similarity" else [1.12, 0.95, 1.05])
+    turn = Rotation.from_rotvec([0.1, -0.08, 0.12]).as_matrix()
+    grid = Grid.from_spacing((56, 48, 52), (VOXEL_UM,) * 3, (-900.0, -900.0, -900.0))
+    seen, truth = warped(brain(), grid, np.diag(1 / true) @ turn, (150.0, -120.0, 90.0), np.zeros((3, *SHAPE)))
+    solution = registered(noisy(seen), grid, affine=affine, deform=False)
+    axes = np.linalg.inv(solution.fit.to_atlas[:3, :3])
+    np.testing.assert_allclose(np.linalg.norm(axes, axis=0), true, atol=0.01)
+    gram = axes.T @ axes
+    np.testing.assert_allclose(gram, np.diag(np.diag(gram)), atol=1e-9)
+    error, _ = error_um(solution, grid, truth)
+    assert np.median(error) < 0.2 * VOXEL_UM
 
 
 def test_anisotropic_voxels_and_odd_sizes_give_the_same_map():

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from cloudreg.registration.affine import affine_group
 from cloudreg.registration.backend import MAIN_MEMORY, Backend
 from cloudreg.registration.contrast import initial_contrast
 from cloudreg.registration.cuts import Cut, flat_faces
@@ -21,7 +22,6 @@ from cloudreg.registration.solver import (
     Fit,
     Intensity,
     Problem,
-    affine_generators,
     fit_affine,
     fit_intensities,
     fit_velocity,
@@ -191,7 +191,7 @@ def solve(
     levels = [make_level(target, atlas, voxel_um) for voxel_um in scales.levels]
     # Several channels of the atlas that explain one grey value count it as often.
     repeats = len(channels) / len({id(seen) for seen, _ in channels})
-    generators = affine_generators(settings.affine, centroid(atlas), scales.unit * _UNITS_PER_BRAIN)
+    group = affine_group(settings.affine, centroid(atlas), centroid(target), scales.unit * _UNITS_PER_BRAIN)
 
     def problem(level: Level, weight: float, further: Sequence[Level] = ()) -> Problem:
         return Problem(level, grid, smoothness, weight * (100 / scales.unit) ** 2, more=further)
@@ -202,22 +202,24 @@ def solve(
     if initial is not None:
         candidates = [Pose(GIVEN, initial)]
     else:
-        candidates = [centred_pose(name, target, atlas, rotation) for name, rotation in rotations]
+        # Rigid maps keep the scale that they start from.
+        scale = settings.scale or ((1.0,) if settings.affine == "rigid" else None)
+        candidates = [centred_pose(name, target, atlas, rotation, scale) for name, rotation in rotations]
     margin = 0.3 * scales.unit * _UNITS_PER_BRAIN
     coarse = problem(levels[0].near_the_tissue(margin), 1.0)
     search = problem(make_level(target, atlas, 2 * scales.levels[0]).near_the_tissue(margin), 1.0)
     # Where the pose is given, the brain is what the caller knows it to be.
     faces = flat_faces(target.reduced(2 * scales.unit)) if initial is None and settings.find_cuts else []
-    begun = find_start(search, coarse, start, candidates, faces, atlas.reduced(2 * scales.unit), generators)
+    begun = find_start(search, coarse, start, candidates, faces, atlas.reduced(2 * scales.unit), group)
     fit, energies = begun.fit, begun.energies
     report(describe(begun.poses))
     if begun.cuts:
         lost = [cut.beyond(target.grid) for cut in begun.cuts]
         channels = [(seen.without(lost), template) for seen, template in channels]
         levels = [make_level(*channels[0], voxel_um) for voxel_um in scales.levels]
-    if len(levels) > 1 and generators.size:
+    if len(levels) > 1:
         second = levels[1].near_the_brain(fit.to_atlas, 4 * scales.unit)
-        fit, steps = fit_affine(problem(second, 1.0), fit, generators, iterations=10)
+        fit, steps = fit_affine(problem(second, 1.0), fit, group, iterations=10)
         energies += steps
 
     for number, whole in enumerate(levels):
@@ -251,7 +253,7 @@ def solve(
         fit, steps = fit_velocity(
             last,
             fit,
-            generators,
+            group,
             iterations=most,
             smoothing=smoothing,
             tolerance=3e-5 if number + 1 == len(levels) else 1e-4,

@@ -23,7 +23,7 @@ from cloudreg.registration.prepare import labelled_part, prepare
 from cloudreg.registration.reference import Explanation, explain
 from cloudreg.settings import RegistrationSettings
 from cloudreg.space import Grid, axes_between, proper_orientations
-from cloudreg.transforms import DisplacementField, Transform
+from cloudreg.transforms import DisplacementField, Frame, Transform, affine_between_middles
 from cloudreg.transforms.transform import inverse_consistency_um
 
 _PREVIEW = 96
@@ -89,13 +89,13 @@ def register_volume(
     mask
         Data weights (0 to 1, or any integers of which non-zero counts) on any grid in the target's space.
     initial_affine
-        4 x 4, atlas um to target um (z y x): where to start, instead of the letters.
+        4 x 4, atlas um to target um (z y x): where to start, instead of the letters and of what the settings say.
 
     Raises
     ------
     InputError
-        If the images can't be registered as they are (NaN, constant, without tissue, mirrored letters), or there's no
-        such device.
+        If the images can't be registered as they are (NaN, constant, without tissue, mirrored letters), there's no
+        such device, or two different starts are given.
     RegistrationFailedError
         If the fit explains so little of the target that it must not be used.
     """
@@ -104,6 +104,7 @@ def register_volume(
     channels = (channel,) if isinstance(channel, int) else tuple(channel)
     if not channels:
         raise InputError("which channel is to be registered? got none")
+    initial_affine = _start(target, atlas, settings, initial_affine)
     template, grid = read_resampled(atlas.template, max(atlas.template.grid.size_um) / _PREVIEW, engine=engine)
     preview = _prepared(template, np.ones_like(template), grid, "template", settings)
     scales = choose_scales(preview, target.grid, atlas.template.grid, settings)
@@ -135,7 +136,8 @@ def register_volume(
             )
 
     solution = solved(templates, scales)
-    if implausible(solution.fit.to_atlas) and initial_affine is None and atlas.labels is not None:
+    known = initial_affine is not None or settings.scale is not None
+    if implausible(solution.fit.to_atlas) and not known and atlas.labels is not None:
         brains = [labelled_part(template, atlas.labels, engine) for template in templates]
         found = [brain for brain in brains if brain is not None]
         if len(found) == len(templates):
@@ -160,6 +162,29 @@ def _prepared(
 ) -> Image:
     missing = settings.missing_data and name == "target"
     return prepare(values, observed, grid, name=name, missing_data=missing, mask=mask)
+
+
+def _start(
+    target: Volume, atlas: Atlas, settings: RegistrationSettings, initial_affine: NDArray[np.float64] | None
+) -> NDArray[np.float64] | None:
+    """Return the affine to start from where one is given, in whichever way."""
+    if initial_affine is not None:
+        if settings.moved or settings.scale is not None:
+            raise InputError(
+                "expected one place to start from, got an initial affine and a rotation, translation or scale: "
+                "the affine holds all of these"
+            )
+        return initial_affine
+    if not settings.moved:
+        return None
+    return affine_between_middles(
+        Frame(atlas.template.grid, atlas.orientation),
+        Frame(target.grid, target.orientation),
+        rotation_deg=settings.rotation_deg or (0.0, 0.0, 0.0),
+        translation_um=settings.translation_um or (0.0, 0.0, 0.0),
+        scale=settings.scale or (1.0,),
+        allow_mirror=settings.allow_mirror,
+    )
 
 
 def _rotations(target: Volume, atlas: Atlas, settings: RegistrationSettings) -> list[tuple[str, NDArray[np.float64]]]:

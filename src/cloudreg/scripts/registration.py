@@ -26,6 +26,7 @@ from cloudreg.scripts._precomputed import finest_scale
 from cloudreg.scripts._storage import store
 from cloudreg.settings import IlluminationSettings, RegistrationSettings, override
 from cloudreg.space import axes_between
+from cloudreg.transforms import Frame, affine_between_middles, turned
 from cloudreg.viewer import write_registration_report
 
 moved("registration", "cloudreg register")
@@ -139,7 +140,7 @@ def register(
             atlas = load_atlas(
                 template=precomputed(atlas_s3_path), labels=precomputed(parcellation_s3_path), orientation=letters
             )
-            start = _start(atlas, target, translation, rotation, (atlas_orientation, orientation), fixed_scale)
+            start = _start(atlas, target, translation, rotation, fixed_scale)
             even = target
             if grid_correction:
                 even = evened(even, [find_stripes(even, engine=engine)])
@@ -201,33 +202,32 @@ def _start(
     target: Volume,
     translation: ArrayLike,
     rotation: ArrayLike,
-    letters: tuple[str, str],
     scale: ArrayLike,
 ) -> NDArray[np.float64] | None:
     """Return atlas um to target um (z y x) from middle to middle; None where only letters are given."""
     moved_by = three(translation, "translation")
     if not (moved_by.any() or three(rotation, "rotation").any() or (three(scale, "scale") != 1).any()):
         return None
-    middles = [sum(volume.grid.bounds_um()) / 2 for volume in (atlas.template, target)]
-    affine = np.eye(4)
-    affine[:3, :3] = _linear(rotation, *letters, scale)[::-1, ::-1]
-    affine[:3, 3] = middles[1] + (three(scale, "scale") * moved_by)[::-1] - affine[:3, :3] @ middles[0]
-    return affine
+    return affine_between_middles(
+        Frame(atlas.template.grid, atlas.orientation),
+        Frame(target.grid, target.orientation),
+        rotation_deg=three(rotation, "rotation")[::-1],
+        translation_um=moved_by[::-1],
+        scale=_factors(scale)[::-1],
+    )
 
 
 def _linear(rotation: ArrayLike, source: str, destination: str, scale: ArrayLike) -> NDArray[np.float64]:
     """Return D R P in x y z: reorient, turn about x, y and z, scale."""
+    axes = _permutation(source, destination)[::-1, ::-1]
+    return turned(axes, three(rotation, "rotation")[::-1], _factors(scale)[::-1])[::-1, ::-1]
+
+
+def _factors(scale: ArrayLike) -> NDArray[np.float64]:
     factors = three(scale, "scale")
     if not (factors > 0).all():
         raise InputError(f"expected scales above 0, got {factors.tolist()}")
-    turned = _permutation(source, destination)
-    for axis, angle in enumerate(np.deg2rad(three(rotation, "rotation"))):
-        i, j = (axis + 1) % 3, (axis + 2) % 3
-        turn = np.eye(3)
-        turn[i, i] = turn[j, j] = np.cos(angle)
-        turn[i, j], turn[j, i] = -np.sin(angle), np.sin(angle)
-        turned = turn @ turned
-    return np.diag(factors) @ turned
+    return factors
 
 
 def _permutation(source: str, destination: str) -> NDArray[np.float64]:
