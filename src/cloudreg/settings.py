@@ -115,6 +115,11 @@ class RegistrationSettings(Settings):
     missing_data: bool = Field(True, description="give voxels that were not observed no weight")
     find_cuts: bool = Field(True, description="see whether flat faces of the brain are cuts, beyond which is no air")
     mixture: bool = Field(True, description="three-class EM: matching tissue, artifact, background")
+    estimate: tuple[Literal["noise", "greys", "variances", "priors"], ...] = Field(
+        ("noise", "greys"),
+        description="what of the mixture follows the data: noise (the spread of matching tissue), greys and variances "
+        "(of artifacts and background), priors; the last two from the second level on",
+    )
     allow_mirror: bool = False
     device: Literal["cpu", "cuda"] = Field("cpu", description="where the solver runs; cuda needs the extra gpu")
 
@@ -124,6 +129,8 @@ class RegistrationSettings(Settings):
             raise ValueError("a scale is one number, or three (z y x)")
         if self.affine == "similarity" and len(set(self.scale or ())) > 1:
             raise ValueError("a similarity has one scale: give one number, or choose --affine scales")
+        if not self.mixture and set(self.estimate) & {"variances", "priors"}:
+            raise ValueError("variances and priors are those of the mixture, which is switched off")
         return self
 
     @property

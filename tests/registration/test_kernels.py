@@ -6,8 +6,8 @@ import pytest
 from brains import brain, image_of
 from cloudreg.registration.contrast import initial_contrast
 from cloudreg.registration.flow import Flow
-from cloudreg.registration.kernels import Mixture
 from cloudreg.registration.levels import make_level
+from cloudreg.registration.mixture import Mixture
 from cloudreg.registration.reference import explain
 from cloudreg.registration.smoothness import Smoothness
 from cloudreg.registration.solver import Fit, Intensity, Problem
@@ -68,6 +68,8 @@ def test_statistics_agree_with_the_plain_reference(case):
         (weight * explanation.artifact * grey).sum(),
         (weight * explanation.background).sum(),
         (weight * explanation.background * grey).sum(),
+        (weight * explanation.artifact * grey**2).sum(),
+        (weight * explanation.background * grey**2).sum(),
     ]
     np.testing.assert_allclose(problem.evaluate(fit).statistics[0], expected, rtol=1e-3)
 

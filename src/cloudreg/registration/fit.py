@@ -13,8 +13,8 @@ from cloudreg.registration.backend import MAIN_MEMORY, Backend
 from cloudreg.registration.contrast import initial_contrast
 from cloudreg.registration.cuts import Cut, flat_faces
 from cloudreg.registration.flow import integrate
-from cloudreg.registration.kernels import Mixture
 from cloudreg.registration.levels import Image, Level, make_level
+from cloudreg.registration.mixture import Estimated, Mixture
 from cloudreg.registration.pose import GIVEN, Pose, centred_pose, centroid, describe, find_start
 from cloudreg.registration.smoothness import Smoothness
 from cloudreg.registration.solver import (
@@ -31,6 +31,9 @@ from cloudreg.space import Grid
 
 _UNITS_PER_BRAIN = 78
 """The solver's unit of length is this fraction of the brain's size: 100 um for a mouse (cube root of 470 mm3)."""
+
+_LATER: frozenset[Estimated] = frozenset(("variances", "priors"))
+"""What of the mixture is not estimated at the first level."""
 
 _SETTLING = 5
 """EM updates of a channel that joins, before anything moves."""
@@ -238,6 +241,10 @@ def solve(
             before, grid, smoothness = smoothness, fine, _smoothness(fine, scales)
             momentum = smoothness.refined(fit.momentum, before)
             fit = replace(fit, momentum=momentum, flow=integrate(smoothness.root(momentum), smoothness.spacing))
+        if number > 0:
+            # What lies far off its place at the first level would be counted as artifact.
+            known = frozenset(settings.estimate)
+            fit = replace(fit, intensities=tuple(replace(i, estimated=known) for i in fit.intensities))
         last = problem(level, repeats * _at(settings.regularization, number, len(levels)), others)
         if not settings.deform:
             continue
@@ -268,7 +275,8 @@ def _first_intensity(target: Image, atlas: Image, settings: RegistrationSettings
     bright = float(np.quantile(target.values[target.foreground()], 0.9))
     contrast = initial_contrast(_inside(atlas), settings.contrast_order, (0.0, bright))
     artifact, background = (0.2, 0.01) if settings.mixture else (1e-9, 1e-9)
-    return Intensity(contrast, Mixture(0.3, 0.5, 0.2, 1.0, 0.0, (1 - artifact - background, artifact, background)))
+    mixture = Mixture(0.3, 0.5, 0.2, 1.0, 0.0, (1 - artifact - background, artifact, background))
+    return Intensity(contrast, mixture, frozenset(settings.estimate) - _LATER)
 
 
 def _at(values: Sequence[float], number: int, count: int) -> float:

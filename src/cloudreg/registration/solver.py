@@ -28,8 +28,8 @@ from cloudreg.registration.affine import AffineGroup
 from cloudreg.registration.backend import Field, backend_of
 from cloudreg.registration.contrast import Contrast
 from cloudreg.registration.flow import Flow, integrate, smallest_determinant
-from cloudreg.registration.kernels import Mixture
 from cloudreg.registration.levels import Level
+from cloudreg.registration.mixture import Estimated, Mixture
 from cloudreg.registration.smoothness import Smoothness
 from cloudreg.space import Grid
 
@@ -45,9 +45,6 @@ Reconstruction, MIT Press 1987)."""
 _MIN_STIFFNESS = 0.2
 """Steps are lengthened by no more than the inverse of this."""
 
-_MIN_SIGMA = 0.02
-"""Floor of the matching class's standard deviation: no real contrast is known better."""
-
 
 @dataclass(frozen=True)
 class Intensity:
@@ -59,10 +56,13 @@ class Intensity:
         From atlas to target grey.
     mixture
         What else a voxel may be.
+    estimated
+        What of the mixture follows the data.
     """
 
     contrast: Contrast
     mixture: Mixture
+    estimated: frozenset[Estimated] = frozenset(("noise", "greys"))
 
 
 @dataclass(frozen=True)
@@ -424,17 +424,11 @@ def _updated(
     moments: NDArray[np.float64],
     smoothing: NDArray[np.float64] | None,
 ) -> Intensity:
-    match, squares, artifact, artifact_grey, background, background_grey = statistics
-    if match <= 0:
+    if statistics[0] <= 0:
         return intensity
-    before = intensity.mixture
-    mixture = replace(
-        before,
-        sigma_match=max(_MIN_SIGMA, float(np.sqrt(squares / match))),
-        artifact=max(float(artifact_grey / artifact), 0.6) if artifact > 1 else before.artifact,
-        background=min(float(background_grey / background), 0.3) if background > 1 else before.background,
-    )
-    return Intensity(intensity.contrast.refitted(moments, smoothing), mixture)
+    matching = float(moments[..., 0].sum())
+    mixture = intensity.mixture.refitted(statistics, matching, intensity.estimated)
+    return replace(intensity, contrast=intensity.contrast.refitted(moments, smoothing), mixture=mixture)
 
 
 def _symmetric(hessian: Field, field: Field) -> Field:
