@@ -113,6 +113,18 @@ Scale = Annotated[
     Any,
     typer.Option("--scale", parser=_numbers, metavar="S or Z,Y,X", help="Start: scale of the atlas; 1 if rigid."),
 ]
+MissingData = Annotated[
+    bool | None,
+    typer.Option("--missing-data/--no-missing-data", help="Give what was not observed no weight. Default: yes."),
+]
+GridCorrection = Annotated[
+    Literal["none", "z", "y", "x"] | None,
+    typer.Option("--grid-correction", help="Take off what all planes across this axis share. Default: none."),
+]
+BiasCorrection = Annotated[
+    bool | None,
+    typer.Option("--bias-correction/--no-bias-correction", help="Take off slow illumination first. Default: no."),
+]
 Shading = Annotated[
     Path | None, typer.Option("--shading", help="Flat field of the tiles (shading/channel_NN of a run); default: none.")
 ]
@@ -490,6 +502,9 @@ def register(
     rotation: Rotation = None,
     translation: Translation = None,
     scale: Scale = None,
+    missing_data: MissingData = None,
+    grid_correction: GridCorrection = None,
+    bias_correction: BiasCorrection = None,
     report: Annotated[bool, typer.Option("--report/--no-report", help="Write report.html.")] = True,
     device: Device = None,
     settings: Settings = None,
@@ -513,6 +528,9 @@ def register(
         registration__rotation_deg=rotation,
         registration__translation_um=translation,
         registration__scale=scale,
+        registration__missing_data=missing_data,
+        registration__grid_correction=grid_correction,
+        registration__bias_correction=bias_correction,
     )
     with _engine(workers, memory, cluster) as engine:
         commands.register(

@@ -113,6 +113,12 @@ class RegistrationSettings(Settings):
     contrast_order: int = Field(3, ge=1, le=5, description="degree of the polynomial that maps atlas to target grey")
     contrast_spacing_um: float | None = Field(None, gt=0, description="distance of the contrast's nodes")
     missing_data: bool = Field(True, description="give voxels that were not observed no weight")
+    grid_correction: Literal["none", "z", "y", "x"] = Field(
+        "none", description="take off the pattern that all planes across this axis have in common, as tiles leave it"
+    )
+    bias_correction: bool = Field(
+        False, description="take off slow illumination by histogram flow; what regions have of their own may go too"
+    )
     find_cuts: bool = Field(True, description="see whether flat faces of the brain are cuts, beyond which is no air")
     mixture: bool = Field(True, description="three-class EM: matching tissue, artifact, background")
     estimate: tuple[Literal["noise", "greys", "variances", "priors"], ...] = Field(

@@ -13,8 +13,10 @@ from cloudreg.atlas import Atlas
 from cloudreg.errors import InputError, RegistrationFailedError
 from cloudreg.execution import Engine
 from cloudreg.execution.progress import say, track
+from cloudreg.illumination import BiasField
 from cloudreg.io import Volume, read_resampled
 from cloudreg.registration.backend import backend_for
+from cloudreg.registration.even import even_out
 from cloudreg.registration.fit import Scales, Solution, choose_scales, solve
 from cloudreg.registration.flow import invert, jacobian_determinant
 from cloudreg.registration.levels import Image
@@ -50,6 +52,8 @@ class Registration:
         Numbers by which to judge the fit.
     scales
         The lengths that were used.
+    biases
+        The slow illumination that was taken off, by channel, if it was looked for.
     """
 
     transform: Transform
@@ -59,6 +63,7 @@ class Registration:
     target: Image
     figures: dict[str, Any]
     scales: Scales
+    biases: dict[int, BiasField]
 
 
 def register_volume(
@@ -113,11 +118,14 @@ def register_volume(
     for number in range(atlas.template.channels):
         template, grid = read_resampled(atlas.template, finest, channel=number, engine=engine)
         templates.append(_prepared(template, np.ones_like(template), grid, "template", settings))
-    targets = []
+    targets, biases = [], {}
     for number in channels:
         values, grid, observed = read_resampled(target, finest, channel=number, engine=engine, weight=True)
         user = None if mask is None else _on_grid(mask, grid, engine)
-        targets.append(_prepared(values, observed, grid, "target", settings, user))
+        even = even_out(values, observed, grid, settings, unit_um=scales.unit, mask=user)
+        if even.bias is not None:
+            biases[number] = even.bias
+        targets.append(_prepared(even.values, observed, grid, "target", settings, user))
 
     def solved(templates: Sequence[Image], scales: Scales) -> Solution:
         pairs = [(seen, template) for seen in targets for template in templates]
@@ -146,7 +154,7 @@ def register_volume(
             second = solved(found, brain_scales)
             if not implausible(second.fit.to_atlas):
                 solution, scales = second, brain_scales
-    registration = _finish(solution, scales)
+    registration = _finish(solution, scales, biases)
     for doubt in registration.figures["doubts"]:
         say(f"doubt: {doubt}")
     return registration
@@ -209,7 +217,7 @@ def _on_grid(mask: Volume, grid: Grid, engine: Engine) -> NDArray[np.float32]:
     return np.asarray(np.clip(sampled, 0, 1), dtype=np.float32)
 
 
-def _finish(solution: Solution, scales: Scales) -> Registration:
+def _finish(solution: Solution, scales: Scales, biases: dict[int, BiasField]) -> Registration:
     """Turn the solver's unknowns into a transform both ways, and measure it."""
     fit, grid = solution.fit, solution.velocity_grid
     inverse = fit.flow.displacement
@@ -235,6 +243,7 @@ def _finish(solution: Solution, scales: Scales) -> Registration:
         level.target,
         figures,
         scales,
+        biases,
     )
 
 

@@ -16,7 +16,6 @@ from cloudreg import pipeline
 from cloudreg.atlas import Atlas, load_atlas
 from cloudreg.errors import InputError
 from cloudreg.execution import Engine
-from cloudreg.illumination import estimate_bias, evened, find_stripes
 from cloudreg.io import Volume, convert, open_volume
 from cloudreg.io.objects import plain_address, read_json
 from cloudreg.registration import open_registration
@@ -24,7 +23,7 @@ from cloudreg.registration.folder import MANIFEST
 from cloudreg.scripts._legacy import axis_letters, boolean, moved, precomputed, run, text_or_none, three
 from cloudreg.scripts._precomputed import finest_scale
 from cloudreg.scripts._storage import store
-from cloudreg.settings import IlluminationSettings, RegistrationSettings, override
+from cloudreg.settings import RegistrationSettings, override
 from cloudreg.space import axes_between
 from cloudreg.transforms import Frame, affine_between_middles, turned
 from cloudreg.viewer import write_registration_report
@@ -122,7 +121,12 @@ def register(
         there.
     """
     given = dict(locals())
-    settings = _settings(missing_data_correction, regularization, num_iterations, registration_resolution)
+    settings = _settings(
+        (missing_data_correction, grid_correction, bias_correction),
+        regularization,
+        num_iterations,
+        registration_resolution,
+    )
     command = "cloudreg.scripts.registration " + " ".join(
         f"{name}={value}"
         for name, value in given.items()
@@ -141,12 +145,7 @@ def register(
                 template=precomputed(atlas_s3_path), labels=precomputed(parcellation_s3_path), orientation=letters
             )
             start = _start(atlas, target, translation, rotation, fixed_scale)
-            even = target
-            if grid_correction:
-                even = evened(even, [find_stripes(even, engine=engine)])
-            if bias_correction:
-                even = evened(even, [estimate_bias(even, 0, IlluminationSettings(), engine=engine)])
-            pipeline.register_to_atlas(even, atlas, folder, settings, engine, initial_affine=start, command=command)
+            pipeline.register_to_atlas(target, atlas, folder, settings, engine, initial_affine=start, command=command)
         pipeline.measure_regions(folder, {"input": target}, folder / "regions.csv", engine)
         write_registration_report(folder)
         if output_s3_path:
@@ -178,8 +177,11 @@ def _is_done(folder: Path, command: str) -> bool:
     return True
 
 
-def _settings(missing: bool, regularization: float, iterations: int, resolution: float) -> RegistrationSettings:
+def _settings(
+    corrections: tuple[bool, bool, bool], regularization: float, iterations: int, resolution: float
+) -> RegistrationSettings:
     usual = RegistrationSettings()
+    missing, grid, bias = corrections
     if not regularization > 0 or iterations < 1:
         raise InputError(
             f"expected a regularization above 0 and at least 1 iteration, got {regularization} and {iterations}"
@@ -189,6 +191,8 @@ def _settings(missing: bool, regularization: float, iterations: int, resolution:
         usual,
         {
             "missing_data": missing,
+            "grid_correction": "z" if grid else "none",
+            "bias_correction": bias,
             "resolution_um": float(resolution),
             # The energy of the velocity counts 1 / (2 sigma^2).
             "regularization": [w * (_USUAL_REGULARIZATION / regularization) ** 2 for w in usual.regularization],
