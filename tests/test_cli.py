@@ -203,6 +203,47 @@ def test_a_volume_without_content_is_refused(refused, brain, atlas, tmp_path, va
     assert not (tmp_path / "out").exists()
 
 
+def nan_in(values):
+    values = values.astype(np.float32)
+    values[3, 3, 3] = np.nan
+    return values
+
+
+@pytest.mark.parametrize(
+    ("change", "voxel_um", "words", "said"),
+    [
+        (np.zeros_like, 100.0, [], "same value 0 everywhere"),
+        (lambda v: np.stack([v, np.full_like(v, 9)]), 100.0, ["--channel", "0,1"], "same value 9 everywhere"),
+        (nan_in, 100.0, [], "no numbers"),
+        (lambda v: v[20:21], 100.0, [], "one voxel thick along z"),
+        (lambda v: v, 0.1, [], "check both voxel sizes, which are in micrometres"),
+        (lambda v: v, 25.0, [], "0.25 times as wide as the atlas's"),
+        (lambda v: v, 100.0, ["--translation", 50000, 0, 0], "leaves 0% in common"),
+        (lambda v: v, 100.0, ["--mask", "empty.nrrd"], "check the mask"),
+        (lambda v: v, 100.0, ["--mask", "empty.nrrd", "--bias-correction"], "check the mask"),
+        (lambda v: v, 100.0, ["--mask", "elsewhere.nrrd"], "check the mask"),
+        (np.ones_like, 100.0, ["--bias-correction", "--grid-correction", "y"], "same value 1 everywhere"),
+    ],
+    ids=[
+        *("constant", "constant channel", "nan", "one slice", "millimetres", "atlas four times too large"),
+        *("no overlap", "empty mask", "empty mask with bias", "mask elsewhere", "constant with corrections"),
+    ],
+)
+def test_what_can_not_be_registered_is_refused_and_nothing_is_left(
+    refused, brain, atlas, tmp_path, monkeypatch, change, voxel_um, words, said
+):
+    monkeypatch.chdir(tmp_path)
+    values = change(brain)
+    write_volume("target.ome.zarr", values, Grid.from_spacing(values.shape[-3:], (voxel_um,) * 3))
+    write_volume("empty.nrrd", np.zeros(brain.shape, np.uint8), Grid.from_spacing(brain.shape, (100.0,) * 3))
+    far = Grid.from_spacing((5, 5, 5), (100.0,) * 3, (1e6, 1e6, 1e6))
+    write_volume("elsewhere.nrrd", np.ones((5, 5, 5), np.uint8), far)
+    before = {p.name for p in tmp_path.iterdir()}
+    line = refused("register", "target.ome.zarr", "out", "--atlas", atlas, "--orientation", "asr", *words)
+    assert said in line
+    assert {p.name for p in tmp_path.iterdir()} == before
+
+
 def test_labels_outside_the_template_are_refused(refused, brain, target, tmp_path):
     grid = Grid.from_spacing(brain.shape, (100.0, 100.0, 100.0), (50.0, 50.0, 50.0))
     far = Grid.from_spacing(brain.shape, (100.0, 100.0, 100.0), (1550.0, 50.0, 50.0))

@@ -26,10 +26,18 @@ from cloudreg.registration.reference import Explanation, explain
 from cloudreg.settings import RegistrationSettings
 from cloudreg.space import Grid, axes_between, proper_orientations
 from cloudreg.transforms import DisplacementField, Frame, Transform, affine_between_middles
+from cloudreg.transforms.initial import overlap
 from cloudreg.transforms.transform import inverse_consistency_um
 
 _PREVIEW = 96
 """Voxels along the atlas's longest side when its size is first measured."""
+
+
+_MOST_EXTENT, _MOST_SIZE = 12.0, 3.0
+"""By how much the volumes, and what is in them, may differ in width: half a brain, or one in a head, by less than 2."""
+
+_LEAST_OVERLAP = 0.1
+"""Part of the smaller volume that lies in the other one where a fit may start."""
 
 
 @dataclass(frozen=True)
@@ -110,6 +118,7 @@ def register_volume(
     if not channels:
         raise InputError("which channel is to be registered? got none")
     initial_affine = _start(target, atlas, settings, initial_affine)
+    _require_comparable(target.grid, atlas.template.grid)
     template, grid = read_resampled(atlas.template, max(atlas.template.grid.size_um) / _PREVIEW, engine=engine)
     preview = _prepared(template, np.ones_like(template), grid, "template", settings)
     scales = choose_scales(preview, target.grid, atlas.template.grid, settings)
@@ -126,6 +135,9 @@ def register_volume(
         if even.bias is not None:
             biases[number] = even.bias
         targets.append(_prepared(even.values, observed, grid, "target", settings, user))
+
+    if initial_affine is None and settings.scale is None:
+        _require_like_size(targets[0], templates[0])
 
     def solved(templates: Sequence[Image], scales: Scales) -> Solution:
         pairs = [(seen, template) for seen in targets for template in templates]
@@ -185,7 +197,7 @@ def _start(
         return initial_affine
     if not settings.moved:
         return None
-    return affine_between_middles(
+    start = affine_between_middles(
         Frame(atlas.template.grid, atlas.orientation),
         Frame(target.grid, target.orientation),
         rotation_deg=settings.rotation_deg or (0.0, 0.0, 0.0),
@@ -193,6 +205,43 @@ def _start(
         scale=settings.scale or (1.0,),
         allow_mirror=settings.allow_mirror,
     )
+    common = overlap(start, atlas.template.grid, target.grid)
+    if common < _LEAST_OVERLAP:
+        raise InputError(
+            f"expected a start that brings the atlas to the target, got one that leaves {common:.0%} in common: the "
+            "translation is in micrometres, along the target's axes z y x"
+        )
+    return start
+
+
+def _require_comparable(target: Grid, template: Grid) -> None:
+    """Refuse what is no volume, and voxel sizes in other units, before anything is read."""
+    for name, grid in (("target", target), ("template", template)):
+        thin = [axis for axis, n in zip("zyx", grid.shape, strict=True) if n < 2]
+        if thin:
+            raise InputError(
+                f"expected volumes, got a {name} that is one voxel thick along {' and '.join(thin)}: a single section "
+                "can't be registered"
+            )
+    sizes = [float(np.prod(grid.size_um)) ** (1 / 3) / 1000 for grid in (target, template)]
+    if not 1 / _MOST_EXTENT < sizes[0] / sizes[1] < _MOST_EXTENT:
+        raise InputError(
+            f"the target's volume is {sizes[0]:.3g} mm wide and the template's {sizes[1]:.3g} mm: check both voxel "
+            "sizes, which are in micrometres"
+        )
+
+
+def _require_like_size(target: Image, template: Image) -> None:
+    """Refuse brains of which one is several times as large as the other."""
+    volumes = [float(i.foreground().sum()) * i.grid.voxel_volume_um3 for i in (target, template)]
+    if min(volumes) == 0:
+        return
+    ratio = (volumes[0] / volumes[1]) ** (1 / 3)
+    if not 1 / _MOST_SIZE < ratio < _MOST_SIZE:
+        raise InputError(
+            f"the target's tissue is {ratio:.2g} times as wide as the atlas's: check both voxel sizes (micrometres), "
+            "or give --scale if that is so"
+        )
 
 
 def _rotations(target: Volume, atlas: Atlas, settings: RegistrationSettings) -> list[tuple[str, NDArray[np.float64]]]:

@@ -126,15 +126,15 @@ def load_initial_affine(
         there = load_affine(path)
         back = inverted(there)
     affine, other = (back, there) if from_target else (there, back)
-    overlap = _overlap(affine, atlas.grid, target.grid)
-    if overlap < _LEAST_OVERLAP:
+    common = overlap(affine, atlas.grid, target.grid)
+    if common < _LEAST_OVERLAP:
         advice = (
             "the inverse does better: was it made the other way round?"
-            if _overlap(other, atlas.grid, target.grid) > overlap
+            if overlap(other, atlas.grid, target.grid) > common
             else "check which volumes it was made for, and that both have the same headers here"
         )
         raise InputError(
-            f"expected an affine that brings the atlas to the target, got one in {path} that leaves {overlap:.0%} "
+            f"expected an affine that brings the atlas to the target, got one in {path} that leaves {common:.0%} "
             f"in common: {advice}"
         )
     return affine
@@ -192,8 +192,8 @@ def _is_itk(path: Path) -> bool:
         return False
 
 
-def _overlap(affine: NDArray[np.float64], atlas: Grid, target: Grid) -> float:
-    """Return how much of the smaller volume lies in the other one, 0 to 1."""
+def overlap(affine: NDArray[np.float64], atlas: Grid, target: Grid) -> float:
+    """Return how much of the smaller volume an affine from atlas to target puts into the other one, 0 to 1."""
     there = _share_inside(affine, atlas, target)
     return max(there, _share_inside(inverted(affine), target, atlas))
 
