@@ -204,7 +204,13 @@ def run(
     atlas_voxel_size: AtlasVoxelSize = None,
     channels: Channels = None,
     registration_channel: Annotated[
-        int | None, typer.Option("--registration-channel", min=0, help="Channel to align by and register.")
+        Any,
+        typer.Option(
+            "--registration-channel",
+            parser=_whole_numbers,
+            metavar="N,N…",
+            help="Channel to align by and register; several are fitted together, and the first is aligned by.",
+        ),
     ] = None,
     orientation: Orientation = None,
     resolution: Resolution = None,

@@ -171,8 +171,10 @@ class RunSettings(Settings):
     """All stages of ``cloudreg run``."""
 
     channels: tuple[int, ...] | None = Field(None, description="channels to process; all by default")
-    registration_channel: int | None = Field(
-        None, ge=0, description="channel to align by and register; the first by default"
+    registration_channel: Annotated[int, Field(ge=0)] | tuple[Annotated[int, Field(ge=0)], ...] | None = Field(
+        None,
+        description="channel to align by and register, the first by default; of several all are fitted together, and "
+        "the first is what is aligned by and finds the pose",
     )
     orientation: str | None = Field(None, description="letters of the stitched volume's axes z y x")
     atlas: AtlasSettings = AtlasSettings(name="allen_mouse_25um")
