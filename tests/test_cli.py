@@ -176,6 +176,8 @@ def test_a_truncated_plane_is_refused_if_strict(refused, raw, atlas, tmp_path):
 
 def test_an_unknown_channel_is_refused(refused, raw, atlas, tmp_path):
     assert "channel 3" in refused("run", raw, tmp_path / "out", "--atlas", atlas, "--channels", "0,3")
+    words = ["--atlas", atlas, "--registration-channel", "0,3"]
+    assert "channel 3" in refused("run", raw, tmp_path / "out", *words)
     assert "channel 3" in refused("align", raw, tmp_path / "p.xml", "--channel", "3")
     assert not (tmp_path / "out").exists()
 

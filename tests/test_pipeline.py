@@ -179,6 +179,7 @@ def wait_for(folder, stage, process, limit_s=120.0):
     [
         ({"illumination.working_voxel_um": 180.0}, {"correct_00", "correct_01", "register", "regions", "report"}),
         ({"registration.iterations": (2, 2)}, {"register", "regions", "report"}),
+        ({"registration_channel": (0, 1)}, {"register", "regions", "report"}),
     ],
 )
 def test_a_changed_setting_redoes_what_depends_on_it(truth, settings, whole, tmp_path, engine, change, redone):
@@ -225,20 +226,12 @@ def test_a_run_registers_by_several_channels_together(truth, settings, whole, tm
         raise KeyboardInterrupt
 
     monkeypatch.setattr(pipeline, "register_to_atlas", look)
-    before = starts(folder)
     with pytest.raises(KeyboardInterrupt):
         pipeline.run(truth.acquisition, folder.path, override(settings, {"registration_channel": (1, 0)}), engine)
     assert fitted["channels"] == (0, 1)
     for number, channel in enumerate((1, 0)):
         expected = open_volume(folder.corrected(channel)).read()
         np.testing.assert_array_equal(fitted["target"].read(channel=number), expected)
-    after = starts(folder)
-    assert {
-        name for name in before if name.startswith(("shade", "fuse", "correct")) and after[name] == before[name]
-    } >= {
-        "shade_00",
-        "shade_01",
-    }
 
 
 @pytest.mark.parametrize(
