@@ -89,16 +89,15 @@ def whole(case):
     return error_um(registered(noisy(seen), grid), grid, truth)
 
 
-@pytest.mark.parametrize("lost", [[slice(22, 24)], [slice(22, 27)], [slice(16, 18), slice(24, 27), slice(30, 32)]])
+@pytest.mark.parametrize("lost", [slice(22, 23), slice(22, 24), slice(22, 26)])
 def test_lost_slabs_cost_what_was_seen_less_than_a_fifth(case, whole, lost):
-    """2, 5 and 7 of the brain's 35 planes: more than 5, 10 and 20 %."""
+    """1, 2 and 4 planes in a row, which hold 5, 10 and 20 % of the tissue."""
     grid, seen, truth = case
     error_of_whole, inside = whole
     damaged = noisy(seen)
     seen_still = np.ones(grid.shape, dtype=bool)
-    for slab in lost:
-        damaged[slab] = 0
-        seen_still[slab] = False
+    damaged[lost] = 0
+    seen_still[lost] = False
     solution = registered(damaged, grid)
     error, _ = error_um(solution, grid, truth)
     outside = seen_still[inside]
