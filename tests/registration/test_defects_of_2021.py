@@ -140,6 +140,13 @@ def test_d10_what_was_not_observed_pulls_nothing_and_counts_for_nothing(damaged)
     steps = [p.affine_step(fit, p.linearize(fit), group)(0.01) for p in problems]
     np.testing.assert_array_equal(*steps)
     assert np.abs(steps[0] - np.eye(4)).max() > 1e-3
+    # What was half observed counts half.
+    target = problems[0].level.target
+    half = replace(problems[0].level, target=replace(target, weight=target.weight / 2))
+    halved = Problem(half, problems[0].velocity_grid, problems[0].smoothness, 1.0)
+    assert halved.evaluate(fit).data == pytest.approx(one.data / 2, rel=1e-6)
+    np.testing.assert_allclose(halved.evaluate(fit).statistics[0], one.statistics[0] / 2, rtol=1e-6)
+    np.testing.assert_allclose(halved.linearize(fit).affine_gradient, one_slope.affine_gradient / 2, rtol=1e-5)
 
 
 def registered(target, grid, **settings):
