@@ -160,7 +160,7 @@ def random_flow(
     return u * np.float32(1)
 
 
-def make_case(folder: Path, source: Source, kind: str, seed: int, *, lost: float = 0.05) -> None:
+def make_case(folder: Path, source: Source, kind: str, seed: int, *, lost: float | None = None) -> None:
     """Write a case.
 
     Parameters
@@ -174,7 +174,7 @@ def make_case(folder: Path, source: Source, kind: str, seed: int, *, lost: float
     seed
         Of everything that is random.
     lost
-        For ``hard``: fraction of the brain's planes that is zeroed.
+        Fraction of the brain's planes that is zeroed, all together; by default a twentieth in ``hard``, none elsewhere.
     """
     rng = np.random.default_rng([seed, KINDS.index(kind)])
     margin = 12
@@ -215,7 +215,15 @@ def make_case(folder: Path, source: Source, kind: str, seed: int, *, lost: float
     assert stain is not None
     clean = map_coordinates(stain.astype(np.float32), at, order=3, mode="constant").reshape(shape)
     clean = np.maximum(clean, 0) / np.quantile(stain[source.brain], 0.95)
-    image, good = _seen(kind, clean, inside.reshape(shape), at, source, rng, spacing, lost)
+    image, good = _seen(kind, clean, inside.reshape(shape), at, source, rng, spacing)
+    if lost is None:
+        lost = 0.05 if kind == "hard" else 0.0
+    if lost > 0:
+        # What is lost is 0, and nothing else is.
+        image = np.clip(image, 0.002, None)
+        slab = _lost_slab(inside.reshape(shape), lost, rng)
+        image[slab] = 0
+        good[slab] = False
     seen = np.clip(np.round(1000 * image), 0, 65535).astype(np.uint16)
 
     folder.mkdir(parents=True)
@@ -315,7 +323,6 @@ def _seen(
     source: Source,
     rng: np.random.Generator,
     spacing: np.ndarray,
-    lost: float,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the image as the microscope would give it, in units of bright tissue, and where it is good."""
     good = np.ones(clean.shape, dtype=bool)
@@ -352,10 +359,6 @@ def _seen(
     blob = (((here - centre) ** 2).sum(axis=1) < radius**2).reshape(clean.shape)
     image[blob] = 6.0
     good &= ~blob
-    image = np.clip(image, 0.002, None)
-    slab = _lost_slab(inside, lost, rng)
-    image[slab] = 0
-    good[slab] = False
     return image, good
 
 

@@ -2,6 +2,7 @@
 
     python benchmarks/registration.py --data ALLEN --seeds 1 2 3
     python benchmarks/registration.py --data ALLEN --seeds 1 --methods cloudreg ants-syn --rivals-python PYTHON
+    python benchmarks/registration.py --data ALLEN --seeds 1 --cases easy --lost 0 0.05 0.1 0.2
 
 ALLEN is a folder with ``average_template_100.nrrd``, ``annotation_100.nrrd``, ``ara_nissl_100_ccf.nrrd`` and
 ``ara_ontology.json``. Every method runs as a process of its own, from files to files, one at a time; its time is the
@@ -10,12 +11,13 @@ in the interpreter that ``--rivals-python`` names (it needs antspyx, itk-elastix
 
 The error is the distance, in the template's space, between where a method puts a voxel of the target's brain and
 where it belongs: damaged tissue included, the gap of a tear not. Dice is the mean over the labels of more than 500
-voxels of the target.
+voxels of the target. With ``--lost``, a part of the planes is zeroed and what lies there does not count.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import shutil
@@ -93,13 +95,19 @@ def run_rival(
     return np.load(out), seconds, cpu, peak, ""
 
 
-def score(case: Path, found_mm: np.ndarray) -> tuple[float, float, float]:
-    """Return the error's median and 90th percentile inside the brain (um), and the mean Dice of the large labels."""
+def score(case: Path, found_mm: np.ndarray, *, observed_only: bool = False) -> tuple[float, float, float]:
+    """Return the error's median and 90th percentile inside the brain (um), and the mean Dice of the large labels.
+
+    ``observed_only`` leaves out what was lost or damaged.
+    """
     truth = np.load(case / "truth.npz")
     labels = np.asarray(nibabel.load(case / "labels.nii.gz").dataobj)
     voxel = float(nibabel.load(case / "labels.nii.gz").header.get_zooms()[0]) * 1000
     found = to_template_um(found_mm)
     right = truth["template_um"].astype(float)
+    if observed_only:
+        found, right = found[truth["observed"]], right[truth["observed"]]
+        truth = {"inside": truth["inside"][truth["observed"]]}
     inside = truth["inside"] & np.isfinite(right).all(axis=1)
     error = np.linalg.norm(found - right, axis=1)[inside]
     error = np.where(np.isfinite(error), error, np.inf)
@@ -128,6 +136,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
     parser.add_argument("--methods", nargs="+", choices=("cloudreg", "nothing", *METHODS), default=["cloudreg"])
     parser.add_argument("--rivals-python", default=sys.executable, help="interpreter that has the rivals")
+    parser.add_argument("--lost", nargs="+", type=float, default=[None], help="fractions of the planes to zero")
     parser.add_argument("--masks", action="store_true", help="tell the rivals where the damage is")
     parser.add_argument("--options", default="", help="options for cloudreg register, in one string")
     parser.add_argument("--keep", type=Path, help="folder for cases and results; made cases are used again")
@@ -137,10 +146,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     data = chosen.data
     source = None
     rows = []
-    print(f"{'case':6} {'seed':>4} {'method':14} {'median':>7} {'p90':>7} {'Dice':>6} {'s':>6} {'CPU s':>6} {'MB':>6}")
-    for kind in chosen.cases:
+    print(f"{'case':9} {'seed':>4} {'method':14} {'median':>7} {'p90':>7} {'Dice':>6} {'s':>6} {'CPU s':>6} {'MB':>6}")
+    for kind, lost in itertools.product(chosen.cases, chosen.lost):
+        name = kind if lost is None else f"{kind}-{lost:.0%}"
         for seed in chosen.seeds:
-            case = folder / f"{kind}-{seed}"
+            case = folder / f"{name}-{seed}"
             if not (case / "case.json").exists():
                 source = source or read_source(
                     data / "average_template_100.nrrd",
@@ -149,7 +159,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                     data / "ara_ontology.json",
                 )
                 shutil.rmtree(case, ignore_errors=True)
-                make_case(case, source, kind, seed)
+                make_case(case, source, kind, seed, lost=lost)
             for method in chosen.methods:
                 work = folder / "work"
                 shutil.rmtree(work, ignore_errors=True)
@@ -161,8 +171,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 else:
                     result = run_rival(method, case, work, chosen.rivals_python, chosen.masks)
                 found, seconds, cpu, peak, note = result
-                figures = (float("nan"),) * 3 if found is None else score(case, found)
-                row = Row(kind, seed, method, *figures, seconds, cpu, peak, note)
+                figures = (float("nan"),) * 3 if found is None else score(case, found, observed_only=lost is not None)
+                row = Row(name, seed, method, *figures, seconds, cpu, peak, note)
                 rows.append(row)
                 print(_line(row), flush=True)
     _summary(rows)
@@ -174,7 +184,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _line(row: Row) -> str:
     return (
-        f"{row.kind:6} {row.seed:4d} {row.method:14} {row.median_um:7.1f} {row.p90_um:7.1f} {row.dice:6.3f} "
+        f"{row.kind:9} {row.seed:4d} {row.method:14} {row.median_um:7.1f} {row.p90_um:7.1f} {row.dice:6.3f} "
         f"{row.seconds:6.1f} {row.cpu_seconds:6.1f} {row.peak_mb:6.0f}  {row.note}"
     )
 

@@ -176,6 +176,8 @@ def test_a_truncated_plane_is_refused_if_strict(refused, raw, atlas, tmp_path):
 
 def test_an_unknown_channel_is_refused(refused, raw, atlas, tmp_path):
     assert "channel 3" in refused("run", raw, tmp_path / "out", "--atlas", atlas, "--channels", "0,3")
+    words = ["--atlas", atlas, "--registration-channel", "0,3"]
+    assert "channel 3" in refused("run", raw, tmp_path / "out", *words)
     assert "channel 3" in refused("align", raw, tmp_path / "p.xml", "--channel", "3")
     assert not (tmp_path / "out").exists()
 
@@ -201,6 +203,47 @@ def test_a_volume_without_content_is_refused(refused, brain, atlas, tmp_path, va
     line = refused("register", path, tmp_path / "out", "--atlas", atlas, "--orientation", "asr")
     assert words in line
     assert not (tmp_path / "out").exists()
+
+
+def nan_in(values):
+    values = values.astype(np.float32)
+    values[3, 3, 3] = np.nan
+    return values
+
+
+@pytest.mark.parametrize(
+    ("change", "voxel_um", "words", "said"),
+    [
+        (np.zeros_like, 100.0, [], "same value 0 everywhere"),
+        (lambda v: np.stack([v, np.full_like(v, 9)]), 100.0, ["--channel", "0,1"], "same value 9 everywhere"),
+        (nan_in, 100.0, [], "no numbers"),
+        (lambda v: v[20:21], 100.0, [], "one voxel thick along z"),
+        (lambda v: v, 0.1, [], "check both voxel sizes, which are in micrometres"),
+        (lambda v: v, 25.0, [], "0.25 times as wide as the atlas's"),
+        (lambda v: v, 100.0, ["--translation", 50000, 0, 0], "leaves 0% in common"),
+        (lambda v: v, 100.0, ["--mask", "empty.nrrd"], "check the mask"),
+        (lambda v: v, 100.0, ["--mask", "empty.nrrd", "--bias-correction"], "check the mask"),
+        (lambda v: v, 100.0, ["--mask", "elsewhere.nrrd"], "check the mask"),
+        (np.ones_like, 100.0, ["--bias-correction", "--grid-correction", "y"], "same value 1 everywhere"),
+    ],
+    ids=[
+        *("constant", "constant channel", "nan", "one slice", "millimetres", "atlas four times too large"),
+        *("no overlap", "empty mask", "empty mask with bias", "mask elsewhere", "constant with corrections"),
+    ],
+)
+def test_what_can_not_be_registered_is_refused_and_nothing_is_left(
+    refused, brain, atlas, tmp_path, monkeypatch, change, voxel_um, words, said
+):
+    monkeypatch.chdir(tmp_path)
+    values = change(brain)
+    write_volume("target.ome.zarr", values, Grid.from_spacing(values.shape[-3:], (voxel_um,) * 3))
+    write_volume("empty.nrrd", np.zeros(brain.shape, np.uint8), Grid.from_spacing(brain.shape, (100.0,) * 3))
+    far = Grid.from_spacing((5, 5, 5), (100.0,) * 3, (1e6, 1e6, 1e6))
+    write_volume("elsewhere.nrrd", np.ones((5, 5, 5), np.uint8), far)
+    before = {p.name for p in tmp_path.iterdir()}
+    line = refused("register", "target.ome.zarr", "out", "--atlas", atlas, "--orientation", "asr", *words)
+    assert said in line
+    assert {p.name for p in tmp_path.iterdir()} == before
 
 
 def test_labels_outside_the_template_are_refused(refused, brain, target, tmp_path):
@@ -403,6 +446,36 @@ def test_a_registration_starts_from_an_exported_affine(cloudreg, refused, regist
     line = refused("register", target, tmp_path / "far", *words, "--initial-affine", tmp_path / "far.txt")
     assert "0% in common" in line
     assert not (tmp_path / "far").exists()
+
+
+def test_a_registration_starts_from_angles(cloudreg, registration, target, atlas, tmp_path):
+    """Letters that say back for front and left for right, made up for by half a turn about y."""
+    (tmp_path / "fast.yaml").write_text(FAST)
+    words = ["--atlas", atlas, "--settings", tmp_path / "fast.yaml", "--no-report", "--orientation", "psl"]
+    start = ["--rotation", 0, 170, 0, "--translation", 100, -50, 0, "--scale", "1.02", "--affine", "similarity"]
+    code, _, err = cloudreg("register", target, tmp_path / "out", *words, *start)
+    assert code == 0, err
+    found, known = (np.loadtxt(folder / "affine.txt") for folder in (tmp_path / "out", registration))
+    np.testing.assert_allclose(found[:3, :3], known[:3, :3], atol=0.05)
+    assert json.loads((tmp_path / "out" / "manifest.json").read_text())["figures"]["pose"] == "given"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--rotation", 0, 0, 90], "give --orientation too"),
+        (["--orientation", "asr", "--rotation", 0, 0, 5, "--initial-affine", "start.txt"], "one place to start from"),
+        (["--orientation", "asr", "--scale", 2, "--initial-affine", "start.txt"], "one place to start from"),
+        (["--affine", "similarity", "--scale", "1,1.1,1"], "a similarity has one scale"),
+        (["--scale", "1,2"], "one number, or three"),
+        (["--scale", "0"], "greater than 0"),
+    ],
+)
+def test_starts_that_contradict_themselves_are_refused(refused, target, atlas, tmp_path, monkeypatch, words, said):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "start.txt").write_text("1 0 0 0\n0 1 0 0\n0 0 1 0\n0 0 0 1\n")
+    assert said in refused("register", target, tmp_path / "out", "--atlas", atlas, *words)
+    assert not (tmp_path / "out").exists()
 
 
 def test_regions_counts_cells(cloudreg, registration, tmp_path):

@@ -179,6 +179,7 @@ def wait_for(folder, stage, process, limit_s=120.0):
     [
         ({"illumination.working_voxel_um": 180.0}, {"correct_00", "correct_01", "register", "regions", "report"}),
         ({"registration.iterations": (2, 2)}, {"register", "regions", "report"}),
+        ({"registration_channel": (0, 1)}, {"register", "regions", "report"}),
     ],
 )
 def test_a_changed_setting_redoes_what_depends_on_it(truth, settings, whole, tmp_path, engine, change, redone):
@@ -213,9 +214,31 @@ def test_one_channel_can_be_added_without_redoing_the_other(truth, settings, tmp
     assert open_volume(folder.corrected(1)).grid == open_volume(folder.corrected(0)).grid
 
 
+def test_a_run_registers_by_several_channels_together(truth, settings, whole, tmp_path, engine, monkeypatch):
+    import shutil
+
+    folder = RunFolder(tmp_path / "out")
+    shutil.copytree(whole.path, folder.path)
+    fitted = {}
+
+    def look(target, *_, channels, **__):
+        fitted.update(target=target, channels=tuple(channels))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pipeline, "register_to_atlas", look)
+    with pytest.raises(KeyboardInterrupt):
+        pipeline.run(truth.acquisition, folder.path, override(settings, {"registration_channel": (1, 0)}), engine)
+    assert fitted["channels"] == (0, 1)
+    for number, channel in enumerate((1, 0)):
+        expected = open_volume(folder.corrected(channel)).read()
+        np.testing.assert_array_equal(fitted["target"].read(channel=number), expected)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        ({"registration_channel": (0, 5)}, "has no channel 5"),
+        ({"registration_channel": ()}, "got none"),
         ({"channels": (0, 7)}, "has no channel 7: choose one of 0, 1"),
         ({"registration_channel": 5}, "has no channel 5"),
         ({"channels": (0,), "registration_channel": 1}, "registration channel 1 is not among the channels to process"),

@@ -38,6 +38,13 @@ def _whole_numbers(text: str) -> tuple[int, ...]:
         raise typer.BadParameter(f"expected whole numbers with commas between, such as 0,1; got {text!r}") from error
 
 
+def _numbers(text: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError as error:
+        raise typer.BadParameter(f"expected numbers with commas between, such as 1,1.1,1; got {text!r}") from error
+
+
 Raw = Annotated[
     str,
     typer.Argument(
@@ -90,6 +97,34 @@ Channels = Annotated[
 ]
 To = Annotated[Literal["target", "atlas"], typer.Option("--to", help="The space to go to.")]
 Resolution = Annotated[float | None, typer.Option("--resolution", metavar="UM", help="Voxel size of the finest level.")]
+AffineKind = Annotated[
+    Literal["rigid", "similarity", "scales", "affine"] | None,
+    typer.Option("--affine", help="6, 7, 9 or 12 parameters; rigid keeps the scale it starts from. Default: affine."),
+]
+Rotation = Annotated[
+    tuple[float, float, float] | None,
+    typer.Option("--rotation", metavar="Z Y X", help="Start: turn the atlas about the target's x, then y, z; degrees."),
+]
+Translation = Annotated[
+    tuple[float, float, float] | None,
+    typer.Option("--translation", metavar="Z Y X", help="Start: middle on middle, then by this, micrometres."),
+]
+Scale = Annotated[
+    Any,
+    typer.Option("--scale", parser=_numbers, metavar="S or Z,Y,X", help="Start: scale of the atlas; 1 if rigid."),
+]
+MissingData = Annotated[
+    bool | None,
+    typer.Option("--missing-data/--no-missing-data", help="Give what was not observed no weight. Default: yes."),
+]
+GridCorrection = Annotated[
+    Literal["none", "z", "y", "x"] | None,
+    typer.Option("--grid-correction", help="Take off what all planes across this axis share. Default: none."),
+]
+BiasCorrection = Annotated[
+    bool | None,
+    typer.Option("--bias-correction/--no-bias-correction", help="Take off slow illumination first. Default: no."),
+]
 Shading = Annotated[
     Path | None, typer.Option("--shading", help="Flat field of the tiles (shading/channel_NN of a run); default: none.")
 ]
@@ -169,7 +204,13 @@ def run(
     atlas_voxel_size: AtlasVoxelSize = None,
     channels: Channels = None,
     registration_channel: Annotated[
-        int | None, typer.Option("--registration-channel", min=0, help="Channel to align by and register.")
+        Any,
+        typer.Option(
+            "--registration-channel",
+            parser=_whole_numbers,
+            metavar="N,N…",
+            help="Channel to align by and register; several are fitted together, and the first is aligned by.",
+        ),
     ] = None,
     orientation: Orientation = None,
     resolution: Resolution = None,
@@ -463,6 +504,13 @@ def register(
         Literal["atlas", "target"],
         typer.Option("--initial-affine-from", help="Side that its points come from: in ITK the fixed image's."),
     ] = "atlas",
+    affine: AffineKind = None,
+    rotation: Rotation = None,
+    translation: Translation = None,
+    scale: Scale = None,
+    missing_data: MissingData = None,
+    grid_correction: GridCorrection = None,
+    bias_correction: BiasCorrection = None,
     report: Annotated[bool, typer.Option("--report/--no-report", help="Write report.html.")] = True,
     device: Device = None,
     settings: Settings = None,
@@ -482,6 +530,13 @@ def register(
         orientation=orientation,
         registration__resolution_um=resolution,
         registration__device=device,
+        registration__affine=affine,
+        registration__rotation_deg=rotation,
+        registration__translation_um=translation,
+        registration__scale=scale,
+        registration__missing_data=missing_data,
+        registration__grid_correction=grid_correction,
+        registration__bias_correction=bias_correction,
     )
     with _engine(workers, memory, cluster) as engine:
         commands.register(

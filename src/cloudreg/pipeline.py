@@ -22,7 +22,7 @@ from cloudreg.execution import Engine, Ledger, require_free_space
 from cloudreg.flatfield import estimate_shading, load_shading, save_shading
 from cloudreg.illumination import correct_volume as remove_bias
 from cloudreg.illumination import estimate_bias, estimate_bias_by_regions, save_bias
-from cloudreg.io import Volume, open_volume
+from cloudreg.io import Volume, open_volume, stacked
 from cloudreg.run_folder import RunFolder, content_fingerprint, library_versions, open_run
 from cloudreg.settings import (
     AlignSettings,
@@ -197,8 +197,8 @@ def run(
         If the raw data, a setting or the output folder is not what it should be; before anything is written.
     """
     acquisition = open_acquisition(raw, voxel_size_um=voxel_size_um, strict=strict)
-    channels, reference = _chosen_channels(acquisition, settings)
-    align_by = reference if settings.align.channel is None else settings.align.channel
+    channels, register_by = _chosen_channels(acquisition, settings)
+    align_by = register_by[0] if settings.align.channel is None else settings.align.channel
     shaded_channels = sorted({*channels, align_by})
     _require_space(acquisition, channels, Path(out))
     if settings.registration.device == "cuda":
@@ -259,12 +259,20 @@ def run(
         with work.stage(
             "register",
             settings=settings.registration,
-            after=[even[reference], atlas_print, settings.orientation or "unknown orientation"],
+            after=[*(even[c] for c in register_by), atlas_print, settings.orientation or "unknown orientation"],
             outputs=[here.registration],
         ) as register:
             if register.needed:
-                target = open_volume(here.corrected(reference), orientation=settings.orientation)
-                register_to_atlas(target, atlas, here.registration, settings.registration, engine, command=command)
+                shown = [open_volume(here.corrected(c), orientation=settings.orientation) for c in register_by]
+                register_to_atlas(
+                    stacked(shown),
+                    atlas,
+                    here.registration,
+                    settings.registration,
+                    engine,
+                    channels=range(len(shown)),
+                    command=command,
+                )
 
         tables = [here.regions, here.registration / here.regions.name]
         with work.stage("regions", settings={}, after=[register, *even.values()], outputs=tables) as regions:
@@ -280,21 +288,25 @@ def run(
     return here
 
 
-def _chosen_channels(acquisition: Acquisition, settings: RunSettings) -> tuple[tuple[int, ...], int]:
-    """Return the channels to process, and which of them is aligned by and registered."""
+def _chosen_channels(acquisition: Acquisition, settings: RunSettings) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Return the channels to process, and which of them are registered; the first of these is aligned by."""
     channels = acquisition.channels if settings.channels is None else settings.channels
     for channel in channels:
         acquisition.require_channel(channel)
-    reference = channels[0] if settings.registration_channel is None else settings.registration_channel
-    acquisition.require_channel(reference)
-    if reference not in channels:
-        raise InputError(
-            f"the registration channel {reference} is not among the channels to process, "
-            f"{', '.join(str(c) for c in channels)}: add it to --channels, or choose another"
-        )
+    wanted = channels[0] if settings.registration_channel is None else settings.registration_channel
+    register_by = wanted if isinstance(wanted, tuple) else (wanted,)
+    if not register_by:
+        raise InputError("expected a channel to register by, got none: leave it out for the first")
+    for reference in register_by:
+        acquisition.require_channel(reference)
+        if reference not in channels:
+            raise InputError(
+                f"the registration channel {reference} is not among the channels to process, "
+                f"{', '.join(str(c) for c in channels)}: add it to --channels, or choose another"
+            )
     if settings.align.channel is not None:
         acquisition.require_channel(settings.align.channel)
-    return tuple(sorted(set(channels))), reference
+    return tuple(sorted(set(channels))), tuple(dict.fromkeys(register_by))
 
 
 def _require_space(acquisition: Acquisition, channels: Sequence[int], out: Path) -> None:

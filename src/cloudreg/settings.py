@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Annotated, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -22,6 +22,9 @@ class Settings(BaseModel):
 
 
 Model = TypeVar("Model", bound=Settings)
+
+
+Triple = tuple[float, float, float]
 
 
 class ShadingSettings(Settings):
@@ -86,7 +89,20 @@ class RegistrationSettings(Settings):
 
     resolution_um: float | None = Field(None, gt=0, description="finest level; the atlas's or target's by default")
     levels: int = Field(3, ge=1, le=6, description="resolution levels, each twice as fine as the one before")
-    affine: Literal["rigid", "similarity", "affine"] = "affine"
+    affine: Literal["rigid", "similarity", "scales", "affine"] = Field(
+        "affine",
+        description="6, 7, 9 or 12 parameters: rigid keeps the scale it starts from, similarity fits one, scales one "
+        "along each of the atlas's axes",
+    )
+    rotation_deg: Triple | None = Field(
+        None, description="start: turn the atlas about the target's x, then y, then z axis; given as z y x, degrees"
+    )
+    translation_um: Triple | None = Field(
+        None, description="start: from middle to middle of the volumes, then by this along the target's axes z y x"
+    )
+    scale: tuple[Annotated[float, Field(gt=0)], ...] | None = Field(
+        None, description="start: of the atlas, one number, or one for each of the target's axes z y x; 1 if rigid"
+    )
     deform: bool = Field(True, description="fit a velocity field after the affine")
     velocity: Literal["stationary", "time-dependent"] = Field(
         "stationary", description="one velocity for the whole way from target to atlas, or one for each part of it"
@@ -101,10 +117,36 @@ class RegistrationSettings(Settings):
     contrast_order: int = Field(3, ge=1, le=5, description="degree of the polynomial that maps atlas to target grey")
     contrast_spacing_um: float | None = Field(None, gt=0, description="distance of the contrast's nodes")
     missing_data: bool = Field(True, description="give voxels that were not observed no weight")
+    grid_correction: Literal["none", "z", "y", "x"] = Field(
+        "none", description="take off the pattern that all planes across this axis have in common, as tiles leave it"
+    )
+    bias_correction: bool = Field(
+        False, description="take off slow illumination by histogram flow; what regions have of their own may go too"
+    )
     find_cuts: bool = Field(True, description="see whether flat faces of the brain are cuts, beyond which is no air")
     mixture: bool = Field(True, description="three-class EM: matching tissue, artifact, background")
+    estimate: tuple[Literal["noise", "greys", "variances", "priors"], ...] = Field(
+        ("noise", "greys"),
+        description="what of the mixture follows the data: noise (the spread of matching tissue), greys and variances "
+        "(of artifacts and background), priors; the last two from the second level on",
+    )
     allow_mirror: bool = False
     device: Literal["cpu", "cuda"] = Field("cpu", description="where the solver runs; cuda needs the extra gpu")
+
+    @model_validator(mode="after")
+    def _scale_fits(self) -> RegistrationSettings:
+        if self.scale is not None and len(self.scale) not in (1, 3):
+            raise ValueError("a scale is one number, or three (z y x)")
+        if self.affine == "similarity" and len(set(self.scale or ())) > 1:
+            raise ValueError("a similarity has one scale: give one number, or choose --affine scales")
+        if not self.mixture and set(self.estimate) & {"variances", "priors"}:
+            raise ValueError("variances and priors are those of the mixture, which is switched off")
+        return self
+
+    @property
+    def moved(self) -> bool:
+        """Whether it says where the atlas begins, and not only how it is oriented and how large."""
+        return self.rotation_deg is not None or self.translation_um is not None
 
 
 class AtlasSettings(Settings):
@@ -133,8 +175,10 @@ class RunSettings(Settings):
     """All stages of ``cloudreg run``."""
 
     channels: tuple[int, ...] | None = Field(None, description="channels to process; all by default")
-    registration_channel: int | None = Field(
-        None, ge=0, description="channel to align by and register; the first by default"
+    registration_channel: Annotated[int, Field(ge=0)] | tuple[Annotated[int, Field(ge=0)], ...] | None = Field(
+        None,
+        description="channel to align by and register, the first by default; of several all are fitted together, and "
+        "the first is what is aligned by and finds the pose",
     )
     orientation: str | None = Field(None, description="letters of the stitched volume's axes z y x")
     atlas: AtlasSettings = AtlasSettings(name="allen_mouse_25um")
@@ -197,7 +241,9 @@ def _checked(model: type[Model], values: dict[str, object], where: str) -> Model
         first = error.errors()[0]
         name = ".".join(str(part) for part in first["loc"])
         reason = first["msg"].removeprefix("Value error, ")
-        raise InputError(f"setting {name}{where}: {reason}, got {first['input']!r}") from error
+        # What several values do wrong together is said by the reason; all of them are too many to show.
+        got = "" if isinstance(first["input"], dict) else f", got {first['input']!r}"
+        raise InputError(f"setting {name}{where}: {reason}{got}") from error
 
 
 def save_settings(settings: Settings, path: str | Path) -> None:

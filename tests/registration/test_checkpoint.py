@@ -14,7 +14,7 @@ from cloudreg.io import write_volume
 from cloudreg.registration.checkpoint import Checkpoint, Progress, digest
 from cloudreg.registration.contrast import initial_contrast
 from cloudreg.registration.cuts import Cut
-from cloudreg.registration.kernels import Mixture
+from cloudreg.registration.mixture import Mixture
 from cloudreg.registration.pose import Pose
 from cloudreg.registration.smoothness import Motion
 from cloudreg.registration.solver import Energy, Intensity

@@ -126,19 +126,51 @@ def test_a_contrast_that_turns_over_costs_little(case):
     assert np.median(error) < 0.25 * VOXEL_UM
 
 
-def test_a_lost_slab_is_not_filled_with_tissue_from_elsewhere(case):
+@pytest.fixture(scope="module")
+def whole(case):
     grid, seen, truth = case
-    target = noisy(seen)
-    whole, inside = error_um(registered(target, grid), grid, truth)
-    damaged = target.copy()
-    damaged[22:27] = 0
+    return error_um(registered(noisy(seen), grid), grid, truth)
+
+
+@pytest.mark.parametrize("lost", [slice(22, 23), slice(22, 24), slice(22, 26)])
+def test_lost_slabs_cost_what_was_seen_less_than_a_fifth(case, whole, lost):
+    """1, 2 and 4 planes in a row, which hold 5, 10 and 20 % of the tissue."""
+    grid, seen, truth = case
+    error_of_whole, inside = whole
+    damaged = noisy(seen)
+    seen_still = np.ones(grid.shape, dtype=bool)
+    damaged[lost] = 0
+    seen_still[lost] = False
     solution = registered(damaged, grid)
     error, _ = error_um(solution, grid, truth)
-    seen_still = np.ones(grid.shape, dtype=bool)
-    seen_still[22:27] = False
     outside = seen_still[inside]
-    assert np.median(error[outside]) < 1.2 * np.median(whole[outside])
-    assert solution.problem.level.target.weight[22:27].max() == 0
+    assert np.median(error[outside]) < 1.2 * np.median(error_of_whole[outside])
+    assert solution.problem.level.target.weight[~seen_still].max() == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("letters", proper_orientations("asr"))
+def test_every_orientation_gives_the_same_physical_answer(letters):
+    """Anisotropic voxels, odd and even sizes: turned array and letters, the same map within a tenth of a voxel."""
+    fine = Grid.from_spacing((63, 30, 51), (150.0, 263.0, 170.0), (-330.0, -400.0, -370.0))
+    linear = Rotation.from_rotvec([0.06, -0.05, 0.07]).as_matrix() @ np.diag([1.03, 0.97, 1.02])
+    seen, truth = warped(brain(), fine, linear, (150.0, -120.0, 90.0), displacement_field(3))
+    target = noisy(seen)
+    turn = axes_between("asr", letters)
+    axes = np.abs(turn).argmax(axis=1)
+    flipped = tuple(k for k in range(3) if turn[k, axes[k]] < 0)
+    turned = np.ascontiguousarray(np.flip(target.transpose(*axes), flipped))
+    grid = Grid.from_spacing(turned.shape, [fine.voxel_size_um[a] for a in axes])
+    there = registered(turned, grid, [(letters, axes_between(letters, "asr"))])
+    here = registered(target, fine)
+    inside = np.argwhere(
+        map_coordinates(brain(), (truth.reshape(-1, 3) / VOXEL_UM).T, order=1).reshape(fine.shape) > 0.3
+    )
+    moved = inside[:, axes]
+    for k in flipped:
+        moved[:, k] = grid.shape[k] - 1 - moved[:, k]
+    apart = mapped(there, grid.index_to_um(moved)) - mapped(here, fine.index_to_um(inside))
+    assert np.median(np.linalg.norm(apart, axis=1)) < 0.1 * VOXEL_UM
 
 
 @pytest.mark.parametrize("velocity", ["stationary", pytest.param("time-dependent", marks=pytest.mark.slow)])
@@ -153,16 +185,34 @@ def test_every_step_lowers_the_objective(case, velocity):
 
 
 @pytest.mark.parametrize("velocity", ["stationary", pytest.param("time-dependent", marks=pytest.mark.slow)])
-def test_the_map_does_not_fold_and_its_affine_stays_rigid_if_asked(case, velocity):
+@pytest.mark.parametrize("scale", [None, (1.05,), (1.1, 1.0, 0.95)])
+def test_the_map_does_not_fold_and_its_affine_stays_rigid_if_asked(case, scale, velocity):
     from cloudreg.registration.flow import jacobian_determinant
 
     grid, seen, _ = case
-    solution = registered(noisy(seen), grid, affine="rigid", velocity=velocity)
+    solution = registered(noisy(seen), grid, affine="rigid", scale=scale, velocity=velocity)
     flow = solution.fit.flow
     assert jacobian_determinant(flow.displacement, flow.spacing).min() > 0
-    scales = np.linalg.svd(solution.fit.to_atlas[:3, :3], compute_uv=False)
-    # Rigid up to the one scale that the starting pose took from the volumes.
-    np.testing.assert_allclose(scales, scales[0], rtol=1e-6)
+    # The scales of the atlas are those that were asked for, along its axes, whatever the fit.
+    axes = np.linalg.inv(solution.fit.to_atlas[:3, :3])
+    np.testing.assert_allclose(np.sqrt(np.diag(axes.T @ axes)), np.broadcast_to(scale or 1, 3), rtol=1e-6)
+    np.testing.assert_allclose(axes.T @ axes, np.diag(np.diag(axes.T @ axes)), atol=1e-6)
+
+
+@pytest.mark.parametrize("affine", ["similarity", "scales"])
+def test_the_scales_that_a_group_has_are_found(affine):
+    """Swollen along the atlas's axes, then turned."""
+    true = np.array([1.08, 1.08, 1.08] if affine == "similarity" else [1.12, 0.95, 1.05])
+    turn = Rotation.from_rotvec([0.1, -0.08, 0.12]).as_matrix()
+    grid = Grid.from_spacing((56, 48, 52), (VOXEL_UM,) * 3, (-900.0, -900.0, -900.0))
+    seen, truth = warped(brain(), grid, np.diag(1 / true) @ turn, (150.0, -120.0, 90.0), np.zeros((3, *SHAPE)))
+    solution = registered(noisy(seen), grid, affine=affine, deform=False)
+    axes = np.linalg.inv(solution.fit.to_atlas[:3, :3])
+    np.testing.assert_allclose(np.linalg.norm(axes, axis=0), true, atol=0.01)
+    gram = axes.T @ axes
+    np.testing.assert_allclose(gram, np.diag(np.diag(gram)), atol=1e-9)
+    error, _ = error_um(solution, grid, truth)
+    assert np.median(error) < 0.2 * VOXEL_UM
 
 
 def test_anisotropic_voxels_and_odd_sizes_give_the_same_map():

@@ -15,8 +15,8 @@ from cloudreg.registration.backend import MAIN_MEMORY, backend_for, backend_of
 from cloudreg.registration.contrast import initial_contrast
 from cloudreg.registration.fit import choose_scales, solve
 from cloudreg.registration.flow import Flow, integrate, jacobian_determinant, smallest_determinant
-from cloudreg.registration.kernels import Mixture
 from cloudreg.registration.levels import make_level
+from cloudreg.registration.mixture import Mixture
 from cloudreg.registration.reference import explain
 from cloudreg.registration.smoothness import Motion, Smoothness
 from cloudreg.registration.solver import Fit, Intensity, Problem

@@ -180,6 +180,18 @@ def test_an_initial_affine_replaces_the_letters(files, engine):
     assert np.abs(found.transform.affine[:3, :3] - np.eye(3)).max() < 0.05
 
 
+def test_the_same_again_is_the_same_and_a_start_from_the_folder_finds_it_again(files, folder, engine):
+    target, opened = open_volume(str(files / "target.ome.zarr")), open_registration(folder)
+    again = register_volume(target, atlas(files), SETTINGS, engine=engine).transform
+    points = TARGET_GRID.index_to_um(np.argwhere(target.read() > 500))
+    known, _ = opened.transform.target_to_atlas(points)
+    np.testing.assert_array_equal(again.target_to_atlas(points)[0], known)
+    start = opened.transform.affine
+    restarted = register_volume(target, atlas(files), SETTINGS, engine=engine, initial_affine=start).transform
+    apart = np.linalg.norm(restarted.target_to_atlas(points)[0] - known, axis=1)
+    assert np.median(apart) < 0.1 * VOXEL_UM
+
+
 def test_a_template_that_shows_a_head_is_left_its_labelled_brain(files, engine, tmp_path, caplog):
     values, grid = head()
     margin = (values.shape[0] - SHAPE[0]) // 2

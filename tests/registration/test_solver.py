@@ -6,8 +6,8 @@ import pytest
 from brains import VOXEL_UM, brain, image_of
 from cloudreg.registration.contrast import initial_contrast
 from cloudreg.registration.flow import integrate
-from cloudreg.registration.kernels import Mixture
 from cloudreg.registration.levels import make_level
+from cloudreg.registration.mixture import Mixture
 from cloudreg.registration.smoothness import Motion, Smoothness, dot
 from cloudreg.registration.solver import Fit, Intensity, Problem
 from cloudreg.space import Grid

@@ -7,7 +7,14 @@ from scipy.io import savemat
 
 from cloudreg.errors import InputError
 from cloudreg.space import Grid
-from cloudreg.transforms import Frame, load_initial_affine, read_itk_affine, save_affine
+from cloudreg.transforms import (
+    Frame,
+    affine_between_middles,
+    load_initial_affine,
+    read_itk_affine,
+    save_affine,
+    turned,
+)
 
 ATLAS = Frame(Grid.from_spacing((40, 50, 60), (50.0, 50.0, 50.0)), "ipl")
 TARGET = Frame(Grid.from_spacing((60, 40, 50), (50.0, 50.0, 50.0), (100.0, 0.0, -50.0)), "asr")
@@ -116,3 +123,47 @@ def flatten(path):
     """Write zeros where the matrix was."""
     lines = path.read_text().splitlines()
     path.write_text("\n".join("Parameters: " + "0 " * 12 if x.startswith("Parameters") else x for x in lines) + "\n")
+
+
+class TestAngles:
+    """A rotation in degrees, a translation in micrometres and scales, all in the target's axes z, y, x."""
+
+    @pytest.mark.parametrize(
+        ("degrees", "source", "goes_to"),
+        [
+            # About x, y goes to z; about y, z to x; about z, x to y (vectors are z, y, x).
+            ((0, 0, 90), (0, 1, 0), (1, 0, 0)),
+            ((0, 90, 0), (1, 0, 0), (0, 0, 1)),
+            ((90, 0, 0), (0, 0, 1), (0, 1, 0)),
+            # x first: y to z, which y's turn then takes to x.
+            ((0, 90, 90), (0, 1, 0), (0, 0, 1)),
+            # z last: z to x by y's turn, then x to y.
+            ((90, 90, 0), (1, 0, 0), (0, 1, 0)),
+        ],
+    )
+    def test_turns_are_about_x_then_y_then_z(self, degrees, source, goes_to):
+        np.testing.assert_allclose(turned(np.eye(3), degrees, (1.0,)) @ source, goes_to, atol=1e-12)
+
+    def test_scales_are_along_the_axes_of_the_destination(self):
+        axes = np.array([[0, 1, 0], [1, 0, 0], [0, 0, -1.0]])
+        matrix = turned(axes, (0, 0, 0), (2.0, 3.0, 4.0))
+        np.testing.assert_allclose(matrix, np.array([[0, 2, 0], [3, 0, 0], [0, 0, -4.0]]))
+
+    def test_nothing_but_letters_puts_middle_on_middle(self):
+        affine = affine_between_middles(ATLAS, TARGET)
+        atlas, target = (sum(frame.grid.bounds_um()) / 2 for frame in (ATLAS, TARGET))
+        np.testing.assert_allclose(affine[:3, :3] @ atlas + affine[:3, 3], target)
+        # Atlas z, y, x start at i, p, l; target's at a, s, r.
+        np.testing.assert_allclose(affine[:3, :3], [[0, -1, 0], [-1, 0, 0], [0, 0, -1]])
+
+    def test_a_shift_is_along_the_target_and_scaled(self):
+        start = affine_between_middles(ATLAS, TARGET, scale=(1.0, 2.0, 1.0))
+        shifted = affine_between_middles(ATLAS, TARGET, scale=(1.0, 2.0, 1.0), translation_um=(10, 20, 30))
+        np.testing.assert_allclose(shifted[:3, 3] - start[:3, 3], (10, 40, 30))
+        np.testing.assert_array_equal(shifted[:3, :3], start[:3, :3])
+
+    def test_letters_must_be_known_and_no_mirrors(self):
+        with pytest.raises(InputError, match="give --orientation too"):
+            affine_between_middles(ATLAS, Frame(TARGET.grid, None))
+        with pytest.raises(InputError, match="mirror images"):
+            affine_between_middles(ATLAS, Frame(TARGET.grid, "asl"))

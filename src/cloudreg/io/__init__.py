@@ -12,6 +12,7 @@ from cloudreg.io.opening import open_volume
 from cloudreg.io.part import parse_region, part_of
 from cloudreg.io.pyramid import build_pyramid
 from cloudreg.io.resample import read_resampled
+from cloudreg.io.stacked import stacked
 from cloudreg.io.volume import Volume
 from cloudreg.io.writer import VolumeWriter
 from cloudreg.io.writing import write_volume
@@ -32,6 +33,7 @@ __all__ = [
     "pyramid_grids",
     "read_resampled",
     "remove_volume",
+    "stacked",
     "to_dtype",
     "write_volume",
 ]

@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 
 from cloudreg.registration.contrast import Contrast
 from cloudreg.registration.cuts import Cut
-from cloudreg.registration.kernels import Mixture
 from cloudreg.registration.levels import Image
+from cloudreg.registration.mixture import Mixture
 from cloudreg.registration.pose import Pose
 from cloudreg.registration.smoothness import Motion
 from cloudreg.registration.solver import Energy, Intensity

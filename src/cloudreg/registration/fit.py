@@ -8,13 +8,14 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from cloudreg.registration.affine import affine_group
 from cloudreg.registration.backend import MAIN_MEMORY, Backend
 from cloudreg.registration.checkpoint import Checkpoint, Progress
 from cloudreg.registration.contrast import initial_contrast
 from cloudreg.registration.cuts import Cut, flat_faces
 from cloudreg.registration.flow import integrate
-from cloudreg.registration.kernels import Mixture
 from cloudreg.registration.levels import Image, Level, make_level
+from cloudreg.registration.mixture import Estimated, Mixture
 from cloudreg.registration.pose import GIVEN, Pose, centred_pose, centroid, describe, find_start
 from cloudreg.registration.smoothness import Motion, Smoothness
 from cloudreg.registration.solver import (
@@ -22,7 +23,6 @@ from cloudreg.registration.solver import (
     Fit,
     Intensity,
     Problem,
-    affine_generators,
     fit_affine,
     fit_intensities,
     fit_velocity,
@@ -32,6 +32,9 @@ from cloudreg.space import Grid
 
 _UNITS_PER_BRAIN = 78
 """The solver's unit of length is this fraction of the brain's size: 100 um for a mouse (cube root of 470 mm3)."""
+
+_LATER: frozenset[Estimated] = frozenset(("variances", "priors"))
+"""What of the mixture is not estimated at the first level."""
 
 _SETTLING = 5
 """EM updates of a channel that joins, before anything moves."""
@@ -196,7 +199,7 @@ def solve(
     levels = [make_level(target, atlas, voxel_um) for voxel_um in scales.levels]
     # Several channels of the atlas that explain one grey value count it as often.
     repeats = len(channels) / len({id(seen) for seen, _ in channels})
-    generators = affine_generators(settings.affine, centroid(atlas), scales.unit * _UNITS_PER_BRAIN)
+    group = affine_group(settings.affine, centroid(atlas), centroid(target), scales.unit * _UNITS_PER_BRAIN)
 
     def problem(level: Level, weight: float, further: Sequence[Level] = ()) -> Problem:
         return Problem(level, grid, smoothness, weight * (100 / scales.unit) ** 2, more=further)
@@ -208,19 +211,22 @@ def solve(
         if initial is not None:
             candidates = [Pose(GIVEN, initial)]
         else:
-            candidates = [centred_pose(name, target, atlas, rotation) for name, rotation in rotations]
+            # Rigid maps keep the scale that they start from.
+            scale = settings.scale or ((1.0,) if settings.affine == "rigid" else None)
+            candidates = [centred_pose(name, target, atlas, rotation, scale) for name, rotation in rotations]
         reach = 0.3 * scales.unit * _UNITS_PER_BRAIN
         coarse = problem(levels[0].near_the_tissue(reach), 1.0)
         search = problem(make_level(target, atlas, 2 * scales.levels[0]).near_the_tissue(reach), 1.0)
         # Where the pose is given, the brain is what the caller knows it to be.
         faces = flat_faces(target.reduced(2 * scales.unit)) if initial is None and settings.find_cuts else []
-        begun = find_start(search, coarse, start, candidates, faces, atlas.reduced(2 * scales.unit), generators)
+        begun = find_start(search, coarse, start, candidates, faces, atlas.reduced(2 * scales.unit), group)
         fit, energies, poses, cuts = begun.fit, begun.energies, begun.poses, begun.cuts
         report(describe(poses))
     else:
         motion = Motion(backend.send(known.motion.momentum), backend.send(known.motion.velocity))
         flow = integrate(motion.velocity, smoothness.spacing)
-        fit, energies = Fit(known.to_atlas, motion, flow, known.intensities), known.energies
+        intensities = tuple(replace(i, estimated=_at_first(settings)) for i in known.intensities)
+        fit, energies = Fit(known.to_atlas, motion, flow, intensities), known.energies
         poses, cuts = known.poses, known.cuts
         report(f"going on where the fit was stopped, after {known.levels} of {len(levels)} levels")
     done = 0 if known is None else known.levels
@@ -228,9 +234,9 @@ def solve(
         lost = [cut.beyond(target.grid) for cut in cuts]
         channels = [(seen.without(lost), template) for seen, template in channels]
         levels = [make_level(*channels[0], voxel_um) for voxel_um in scales.levels]
-    if known is None and len(levels) > 1 and generators.size:
+    if known is None and len(levels) > 1:
         second = levels[1].near_the_brain(fit.to_atlas, 4 * scales.unit)
-        fit, steps = fit_affine(problem(second, 1.0), fit, generators, iterations=10)
+        fit, steps = fit_affine(problem(second, 1.0), fit, group, iterations=10)
         energies += steps
 
     def keep(finished: int) -> None:
@@ -260,6 +266,10 @@ def solve(
             before, grid, smoothness = smoothness, fine, _smoothness(fine, scales)
             motion = smoothness.refined(fit.motion, before)
             fit = replace(fit, motion=motion, flow=integrate(motion.velocity, smoothness.spacing))
+        if number > 0:
+            # What lies far off its place at the first level would be counted as artifact.
+            follows = frozenset(settings.estimate)
+            fit = replace(fit, intensities=tuple(replace(i, estimated=follows) for i in fit.intensities))
         last = problem(level, repeats * _at(settings.regularization, number, len(levels)), others)
         if not settings.deform:
             continue
@@ -274,7 +284,7 @@ def solve(
         fit, steps = fit_velocity(
             last,
             fit,
-            generators,
+            group,
             iterations=most,
             smoothing=smoothing,
             tolerance=3e-5 if number + 1 == len(levels) else 1e-4,
@@ -291,7 +301,12 @@ def _first_intensity(target: Image, atlas: Image, settings: RegistrationSettings
     bright = float(np.quantile(target.values[target.foreground()], 0.9))
     contrast = initial_contrast(_inside(atlas), settings.contrast_order, (0.0, bright))
     artifact, background = (0.2, 0.01) if settings.mixture else (1e-9, 1e-9)
-    return Intensity(contrast, Mixture(0.3, 0.5, 0.2, 1.0, 0.0, (1 - artifact - background, artifact, background)))
+    mixture = Mixture(0.3, 0.5, 0.2, 1.0, 0.0, (1 - artifact - background, artifact, background))
+    return Intensity(contrast, mixture, _at_first(settings))
+
+
+def _at_first(settings: RegistrationSettings) -> frozenset[Estimated]:
+    return frozenset(settings.estimate) - _LATER
 
 
 def _at(values: Sequence[float], number: int, count: int) -> float:

@@ -13,6 +13,7 @@ import numpy as np
 from cloudreg.atlas import Atlas, load_atlas
 from cloudreg.errors import InputError
 from cloudreg.execution import Engine
+from cloudreg.illumination import save_bias
 from cloudreg.io import Kind, Volume, create_volume, open_volume
 from cloudreg.registration.register import Registration
 from cloudreg.registration.trust import TRUST, region_trust, write_trust_csv
@@ -25,6 +26,7 @@ TEMPLATE_IN_TARGET = "template_in_target.ome.zarr"
 TARGET_IN_ATLAS = "target_in_atlas.ome.zarr"
 WEIGHTS = "weights.ome.zarr"
 ENERGIES = "energies.csv"
+BIAS = "bias"
 _FORMAT = 1
 _FRAMES = (
     "Lengths in micrometres; vectors and matrices in order z y x. With A the affine, atlas x goes to target "
@@ -142,6 +144,8 @@ def write_registration(
     transform.save(folder)
     _write_energies(registration, folder / ENERGIES)
     _write_weights(registration, target, folder / WEIGHTS)
+    for number, bias in registration.biases.items():
+        save_bias(bias, folder / BIAS / f"channel_{number:02d}")
     if atlas.labels is not None:
         write_trust_csv(region_trust(registration, atlas), folder / TRUST)
     pulled = [(atlas.template, TEMPLATE_IN_TARGET, False)]

@@ -19,7 +19,6 @@ import math
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -34,36 +33,6 @@ RUNS = 8
 
 _LOOP = {"cache": True, "nogil": True, "fastmath": VALUE_KEEPING}
 _INLINE = {**_LOOP, "inline": "always"}
-
-
-@dataclass(frozen=True)
-class Mixture:
-    """The three ways to explain a voxel.
-
-    Parameters
-    ----------
-    sigma_match, sigma_artifact, sigma_background
-        Standard deviations, in units of the normalised target.
-    artifact, background
-        Mean grey values of the two classes that are not matching tissue.
-    priors
-        Of matching tissue, artifact and background.
-    """
-
-    sigma_match: float
-    sigma_artifact: float
-    sigma_background: float
-    artifact: float
-    background: float
-    priors: tuple[float, float, float]
-
-    def packed(self) -> NDArray[np.float64]:
-        """Return (amplitude, 1 / (2 variance)) of each class and the two means, as the loops want them."""
-        values = []
-        sigmas = (self.sigma_match, self.sigma_artifact, self.sigma_background)
-        for prior, sigma in zip(self.priors, sigmas, strict=True):
-            values += [prior / (sigma * math.sqrt(2 * math.pi)), 0.5 / sigma**2]
-        return np.array([*values, self.artifact, self.background])
 
 
 @njit(**_INLINE)
@@ -168,14 +137,15 @@ def evaluate(
             (centre, 1 / spread, lowest, highest, tissue): the atlas value is centred, scaled and clamped before the
             polynomial; above the last it is tissue.
         m
-            `Mixture.packed`.
+            `cloudreg.registration.mixture.Mixture.packed`.
 
     Returns
     -------
     objective : float
         Minus the weighted sum of log likelihoods.
-    statistics : ndarray, shape (6,)
-        Sums of weight x (match, match e^2, artifact, artifact J, background, background J). The first two are over
+    statistics : ndarray, shape (8,)
+        Sums of weight x (match, match e^2, artifact, artifact J, background, background J, artifact J^2,
+        background J^2). The first two are over
         tissue only: the noise of an empty background, which is most of many volumes, says nothing about how well
         two brains can match.
     moments : ndarray, shape (z, y, x, 3 order + 2) on the contrast grid
@@ -231,7 +201,7 @@ def _evaluate(active, target, weight, atlas, outside, u, to_velocity, to_atlas, 
     """`evaluate` of one run: the objective and the statistics in one array, and the moments."""
     _, ny, nx = target.shape
     order = c.shape[3] - 1
-    sums = np.zeros(7)
+    sums = np.zeros(9)
     moments = np.zeros((c.shape[0], c.shape[1], c.shape[2], 3 * order + 2))
     x = -1
     y = 0
@@ -267,6 +237,8 @@ def _evaluate(active, target, weight, atlas, outside, u, to_velocity, to_atlas, 
         sums[4] += w * artifact * j
         sums[5] += w * background
         sums[6] += w * background * j
+        sums[7] += w * artifact * j * j
+        sums[8] += w * background * j * j
         node = moments[
             min(max(int(cz + 0.5), 0), moments.shape[0] - 1),
             min(max(int(cy + 0.5), 0), moments.shape[1] - 1),

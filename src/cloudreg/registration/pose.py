@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 
 from cloudreg.errors import InputError
+from cloudreg.registration.affine import AffineGroup
 from cloudreg.registration.cuts import Cut
 from cloudreg.registration.levels import Image
 from cloudreg.registration.solver import Energy, Fit, Problem, fit_affine, fit_intensities
@@ -64,11 +65,14 @@ class Pose:
         4 x 4, target um to atlas um.
     objective
         Data term per voxel after a short fit; lower is better. NaN where there was nothing to compare.
+    scaled
+        Whether the scale is known: nothing then begins at another one.
     """
 
     name: str
     to_atlas: NDArray[np.float64]
     objective: float = float("nan")
+    scaled: bool = False
 
     @property
     def given(self) -> bool:
@@ -76,7 +80,13 @@ class Pose:
         return self.name == GIVEN
 
 
-def centred_pose(name: str, target: Image, atlas: Image, rotation: NDArray[np.float64]) -> Pose:
+def centred_pose(
+    name: str,
+    target: Image,
+    atlas: Image,
+    rotation: NDArray[np.float64],
+    scale: Sequence[float] | None = None,
+) -> Pose:
     """Match centres of mass and volumes of the foregrounds.
 
     Parameters
@@ -87,17 +97,22 @@ def centred_pose(name: str, target: Image, atlas: Image, rotation: NDArray[np.fl
         Normalised images.
     rotation
         3 x 3, target axes to atlas axes.
+    scale
+        From atlas to target, along the target's axes: instead of matching the volumes.
 
     Raises
     ------
     InputError
         If one of the images has no foreground.
     """
+    if scale is not None:
+        known = _matching(name, rotation / np.asarray(scale), centroid(target), centroid(atlas))
+        return replace(known, scaled=True)
     volume = [float(i.foreground().sum()) * i.grid.voxel_volume_um3 for i in (atlas, target)]
     centre = [centroid(i) for i in (atlas, target)]
     # A volume that differs by more than that is a partial brain or a poor mask, not swelling.
-    scale = float(np.clip((volume[0] / volume[1]) ** (1 / 3), 0.8, 1.25))
-    return _matching(name, scale * rotation, centre[1], centre[0])
+    growth = float(np.clip((volume[0] / volume[1]) ** (1 / 3), 0.8, 1.25))
+    return _matching(name, growth * rotation, centre[1], centre[0])
 
 
 def centroid(image: Image) -> NDArray[np.float64]:
@@ -145,7 +160,7 @@ def find_start(
     candidates: Sequence[Pose],
     faces: Sequence[Cut],
     atlas: Image,
-    generators: NDArray[np.float64],
+    group: AffineGroup,
 ) -> Start:
     """Choose the pose, and which of the target's flat faces are cuts.
 
@@ -161,8 +176,8 @@ def find_start(
         Flat faces of the target, the flattest first.
     atlas
         Whose part is sought.
-    generators
-        Of the affine's group.
+    group
+        In which the affine moves.
 
     Notes
     -----
@@ -170,12 +185,13 @@ def find_start(
     the fit that takes the air beyond it for air, and puts a good part of the brain beyond.
     """
     brain = atlas.grid.index_to_um(np.argwhere(atlas.foreground()))
-    found = Start(*_best_pose(search, coarse, start, candidates, generators, turn=len(candidates) > 1), [])
-    if not candidates[0].given and implausible(found.fit.to_atlas):
+    found = Start(*_best_pose(search, coarse, start, candidates, group, turn=len(candidates) > 1), [])
+    known = candidates[0].given or candidates[0].scaled
+    if not known and implausible(found.fit.to_atlas):
         size = float(len(brain) * atlas.grid.voxel_volume_um3) ** (1 / 3)
         rotations = candidates if len(candidates) == 1 else found.poses
         others = _elsewhere(search, start, rotations, brain.mean(axis=0), size)
-        other = Start(*_best_pose(search, coarse, start, others, generators, turn=False), [])
+        other = Start(*_best_pose(search, coarse, start, others, group, turn=False), [])
         if other.poses[0].objective < found.poses[0].objective:
             found = other
     remaining = list(faces)
@@ -185,7 +201,7 @@ def find_start(
             cuts = [*found.cuts, face]
             poses = _poses_of_parts(coarse, found, candidates, face, brain, atlas.grid.voxel_volume_um3)
             fine, rough = (_without(problem, cuts) for problem in (coarse, search))
-            fit, ranked, energies = _best_pose(rough, fine, start, poses, generators, turn=False)
+            fit, ranked, energies = _best_pose(rough, fine, start, poses, group, turn=False)
             # Both may choose their greys for the same voxels, so that only what lies where is compared.
             before, after = (fit_intensities(fine, f, iterations=_MORE_STEPS) for f in (found.fit, fit))
             gain = per_voxel(fine, before) - per_voxel(fine, after)
@@ -264,7 +280,8 @@ def _poses_of_parts(
         for part in _PARTS:
             left = brain[along <= np.quantile(along, part)]
             scale = float(np.clip((len(left) * volume_um3 / tissue) ** (1 / 3), 0.7, 1.4))
-            poses.append(_matching(pose.name, scale * rotation, middle, left.mean(axis=0)))
+            linear = pose.to_atlas[:3, :3] if pose.scaled else scale * rotation
+            poses.append(replace(_matching(pose.name, linear, middle, left.mean(axis=0)), scaled=pose.scaled))
     return poses
 
 
@@ -273,7 +290,7 @@ def _best_pose(
     coarse: Problem,
     start: Fit,
     candidates: Sequence[Pose],
-    generators: NDArray[np.float64],
+    group: AffineGroup,
     *,
     turn: bool,
 ) -> tuple[Fit, list[Pose], list[Energy]]:
@@ -283,17 +300,17 @@ def _best_pose(
     """
     poses = list(candidates)
     if len(poses) > 1:
-        poses = _tried(search, start, poses, generators, _MORE_STEPS)
+        poses = _tried(search, start, poses, group, _MORE_STEPS)
     if turn and poses[1].objective - poses[0].objective < _CLEAR:
         between = [_turned(pose, vector, search) for pose in candidates for vector in _turns()]
-        promising = _tried(search, start, between, generators, _FIRST_STEPS)[:_PROMISING]
-        poses = sorted(poses + _tried(search, start, promising, generators, _MORE_STEPS), key=lambda p: p.objective)
+        promising = _tried(search, start, between, group, _FIRST_STEPS)[:_PROMISING]
+        poses = sorted(poses + _tried(search, start, promising, group, _MORE_STEPS), key=lambda p: p.objective)
     fitted = []
     distinct = _distinct(poses, search)
     # The runner-up is always fitted too: the margin says how sure the choice is.
     hopeful = [p for k, p in enumerate(distinct) if k < 2 or p.objective < distinct[0].objective + _CLEAR]
     for pose in hopeful[:_FINALISTS]:
-        fit, energies = fit_affine(coarse, replace(start, to_atlas=pose.to_atlas), generators, iterations=40)
+        fit, energies = fit_affine(coarse, replace(start, to_atlas=pose.to_atlas), group, iterations=40)
         fitted.append((replace(pose, to_atlas=fit.to_atlas, objective=per_voxel(coarse, fit)), fit, energies))
     fitted.sort(key=lambda item: item[0].objective)
     ranked = _distinct([pose for pose, _, _ in fitted], coarse)
@@ -316,13 +333,11 @@ def per_voxel(problem: Problem, fit: Fit) -> float:
     return problem.evaluate(fit).data / problem.observed
 
 
-def _tried(
-    search: Problem, start: Fit, poses: Sequence[Pose], generators: NDArray[np.float64], steps: int
-) -> list[Pose]:
+def _tried(search: Problem, start: Fit, poses: Sequence[Pose], group: AffineGroup, steps: int) -> list[Pose]:
     """Fit a few steps from each pose; return what was reached, the best first."""
     result = []
     for pose in poses:
-        fit, _ = fit_affine(search, replace(start, to_atlas=pose.to_atlas), generators, iterations=steps)
+        fit, _ = fit_affine(search, replace(start, to_atlas=pose.to_atlas), group, iterations=steps)
         result.append(replace(pose, to_atlas=fit.to_atlas, objective=per_voxel(search, fit)))
     return sorted(result, key=lambda pose: pose.objective)
 
@@ -339,7 +354,7 @@ def _turned(pose: Pose, vector: NDArray[np.float64], problem: Problem) -> Pose:
     turn = np.eye(4)
     turn[:3, :3] = Rotation.from_rotvec(vector).as_matrix()
     turn[:3, 3] = centre - turn[:3, :3] @ centre
-    return Pose(f"{pose.name} turned", pose.to_atlas @ turn)
+    return replace(pose, name=f"{pose.name} turned", to_atlas=pose.to_atlas @ turn)
 
 
 def _distinct(poses: Sequence[Pose], problem: Problem) -> list[Pose]:

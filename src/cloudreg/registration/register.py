@@ -14,9 +14,11 @@ from cloudreg.atlas import Atlas
 from cloudreg.errors import InputError, RegistrationFailedError
 from cloudreg.execution import Engine
 from cloudreg.execution.progress import say, track
+from cloudreg.illumination import BiasField
 from cloudreg.io import Volume, read_resampled
 from cloudreg.registration.backend import backend_for
 from cloudreg.registration.checkpoint import Checkpoint, digest
+from cloudreg.registration.even import even_out
 from cloudreg.registration.fit import Scales, Solution, choose_scales, solve
 from cloudreg.registration.flow import invert, jacobian_determinant
 from cloudreg.registration.levels import Image
@@ -26,11 +28,19 @@ from cloudreg.registration.reference import Explanation, explain
 from cloudreg.run_folder import library_versions
 from cloudreg.settings import RegistrationSettings
 from cloudreg.space import Grid, axes_between, proper_orientations
-from cloudreg.transforms import DisplacementField, Transform
+from cloudreg.transforms import DisplacementField, Frame, Transform, affine_between_middles
+from cloudreg.transforms.initial import overlap
 from cloudreg.transforms.transform import inverse_consistency_um
 
 _PREVIEW = 96
 """Voxels along the atlas's longest side when its size is first measured."""
+
+
+_MOST_EXTENT, _MOST_SIZE = 12.0, 3.0
+"""By how much the volumes, and what is in them, may differ in width: half a brain, or one in a head, by less than 2."""
+
+_LEAST_OVERLAP = 0.1
+"""Part of the smaller volume that lies in the other one where a fit may start."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +63,8 @@ class Registration:
         Numbers by which to judge the fit.
     scales
         The lengths that were used.
+    biases
+        The slow illumination that was taken off, by channel, if it was looked for.
     """
 
     transform: Transform
@@ -62,6 +74,7 @@ class Registration:
     target: Image
     figures: dict[str, Any]
     scales: Scales
+    biases: dict[int, BiasField]
 
 
 def register_volume(
@@ -93,7 +106,7 @@ def register_volume(
     mask
         Data weights (0 to 1, or any integers of which non-zero counts) on any grid in the target's space.
     initial_affine
-        4 x 4, atlas um to target um (z y x): where to start, instead of the letters.
+        4 x 4, atlas um to target um (z y x): where to start, instead of the letters and of what the settings say.
     work
         Folder in which to keep how far the fit has come. What a killed registration of the same images by the same
         settings kept there is gone on from, to the same bytes.
@@ -101,8 +114,8 @@ def register_volume(
     Raises
     ------
     InputError
-        If the images can't be registered as they are (NaN, constant, without tissue, mirrored letters), or there's no
-        such device.
+        If the images can't be registered as they are (NaN, constant, without tissue, mirrored letters), there's no
+        such device, or two different starts are given.
     RegistrationFailedError
         If the fit explains so little of the target that it must not be used.
     """
@@ -111,6 +124,8 @@ def register_volume(
     channels = (channel,) if isinstance(channel, int) else tuple(channel)
     if not channels:
         raise InputError("which channel is to be registered? got none")
+    initial_affine = _start(target, atlas, settings, initial_affine)
+    _require_comparable(target.grid, atlas.template.grid)
     template, grid = read_resampled(atlas.template, max(atlas.template.grid.size_um) / _PREVIEW, engine=engine)
     preview = _prepared(template, np.ones_like(template), grid, "template", settings)
     scales = choose_scales(preview, target.grid, atlas.template.grid, settings)
@@ -119,11 +134,17 @@ def register_volume(
     for number in range(atlas.template.channels):
         template, grid = read_resampled(atlas.template, finest, channel=number, engine=engine)
         templates.append(_prepared(template, np.ones_like(template), grid, "template", settings))
-    targets = []
+    targets, biases = [], {}
     for number in channels:
         values, grid, observed = read_resampled(target, finest, channel=number, engine=engine, weight=True)
         user = None if mask is None else _on_grid(mask, grid, engine)
-        targets.append(_prepared(values, observed, grid, "target", settings, user))
+        even = even_out(values, observed, grid, settings, unit_um=scales.unit, mask=user)
+        if even.bias is not None:
+            biases[number] = even.bias
+        targets.append(_prepared(even.values, observed, grid, "target", settings, user))
+
+    if initial_affine is None and settings.scale is None:
+        _require_like_size(targets[0], templates[0])
 
     def solved(templates: Sequence[Image], scales: Scales) -> Solution:
         pairs = [(seen, template) for seen in targets for template in templates]
@@ -148,7 +169,8 @@ def register_volume(
             )
 
     solution = solved(templates, scales)
-    if implausible(solution.fit.to_atlas) and initial_affine is None and atlas.labels is not None:
+    known = initial_affine is not None or settings.scale is not None
+    if implausible(solution.fit.to_atlas) and not known and atlas.labels is not None:
         brains = [labelled_part(template, atlas.labels, engine) for template in templates]
         found = [brain for brain in brains if brain is not None]
         if len(found) == len(templates):
@@ -157,7 +179,7 @@ def register_volume(
             second = solved(found, brain_scales)
             if not implausible(second.fit.to_atlas):
                 solution, scales = second, brain_scales
-    registration = _finish(solution, scales)
+    registration = _finish(solution, scales, biases)
     for doubt in registration.figures["doubts"]:
         say(f"doubt: {doubt}")
     return registration
@@ -173,6 +195,66 @@ def _prepared(
 ) -> Image:
     missing = settings.missing_data and name == "target"
     return prepare(values, observed, grid, name=name, missing_data=missing, mask=mask)
+
+
+def _start(
+    target: Volume, atlas: Atlas, settings: RegistrationSettings, initial_affine: NDArray[np.float64] | None
+) -> NDArray[np.float64] | None:
+    """Return the affine to start from where one is given, in whichever way."""
+    if initial_affine is not None:
+        if settings.moved or settings.scale is not None:
+            raise InputError(
+                "expected one place to start from, got an initial affine and a rotation, translation or scale: "
+                "the affine holds all of these"
+            )
+        return initial_affine
+    if not settings.moved:
+        return None
+    start = affine_between_middles(
+        Frame(atlas.template.grid, atlas.orientation),
+        Frame(target.grid, target.orientation),
+        rotation_deg=settings.rotation_deg or (0.0, 0.0, 0.0),
+        translation_um=settings.translation_um or (0.0, 0.0, 0.0),
+        scale=settings.scale or (1.0,),
+        allow_mirror=settings.allow_mirror,
+    )
+    common = overlap(start, atlas.template.grid, target.grid)
+    if common < _LEAST_OVERLAP:
+        raise InputError(
+            f"expected a start that brings the atlas to the target, got one that leaves {common:.0%} in common: the "
+            "translation is in micrometres, along the target's axes z y x"
+        )
+    return start
+
+
+def _require_comparable(target: Grid, template: Grid) -> None:
+    """Refuse what is no volume, and voxel sizes in other units, before anything is read."""
+    for name, grid in (("target", target), ("template", template)):
+        thin = [axis for axis, n in zip("zyx", grid.shape, strict=True) if n < 2]
+        if thin:
+            raise InputError(
+                f"expected volumes, got a {name} that is one voxel thick along {' and '.join(thin)}: a single section "
+                "can't be registered"
+            )
+    sizes = [float(np.prod(grid.size_um)) ** (1 / 3) / 1000 for grid in (target, template)]
+    if not 1 / _MOST_EXTENT < sizes[0] / sizes[1] < _MOST_EXTENT:
+        raise InputError(
+            f"the target's volume is {sizes[0]:.3g} mm wide and the template's {sizes[1]:.3g} mm: check both voxel "
+            "sizes, which are in micrometres"
+        )
+
+
+def _require_like_size(target: Image, template: Image) -> None:
+    """Refuse brains of which one is several times as large as the other."""
+    volumes = [float(i.foreground().sum()) * i.grid.voxel_volume_um3 for i in (target, template)]
+    if min(volumes) == 0:
+        return
+    ratio = (volumes[0] / volumes[1]) ** (1 / 3)
+    if not 1 / _MOST_SIZE < ratio < _MOST_SIZE:
+        raise InputError(
+            f"the target's tissue is {ratio:.2g} times as wide as the atlas's: check both voxel sizes (micrometres), "
+            "or give --scale if that is so"
+        )
 
 
 def _rotations(target: Volume, atlas: Atlas, settings: RegistrationSettings) -> list[tuple[str, NDArray[np.float64]]]:
@@ -197,7 +279,7 @@ def _on_grid(mask: Volume, grid: Grid, engine: Engine) -> NDArray[np.float32]:
     return np.asarray(np.clip(sampled, 0, 1), dtype=np.float32)
 
 
-def _finish(solution: Solution, scales: Scales) -> Registration:
+def _finish(solution: Solution, scales: Scales, biases: dict[int, BiasField]) -> Registration:
     """Turn the solver's unknowns into a transform both ways, and measure it."""
     fit, grid = solution.fit, solution.velocity_grid
     inverse = fit.flow.displacement
@@ -223,6 +305,7 @@ def _finish(solution: Solution, scales: Scales) -> Registration:
         level.target,
         figures,
         scales,
+        biases,
     )
 
 

@@ -15,7 +15,6 @@ IJCV 61:139-157, 2005 (LDDMM) and Arsigny et al., MICCAI 2006 (stationary veloci
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Iterator, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
@@ -24,15 +23,15 @@ from operator import add
 from typing import Any
 
 import numpy as np
-import scipy.linalg
 from numpy.typing import NDArray
 
+from cloudreg.registration.affine import AffineGroup
 from cloudreg.registration.backend import Field, backend_of
 from cloudreg.registration.contrast import Contrast
 from cloudreg.registration.flow import AnyFlow, integrate, smallest_determinant
-from cloudreg.registration.kernels import Mixture
 from cloudreg.registration.levels import Level
 from cloudreg.registration.memory import Memory
+from cloudreg.registration.mixture import Estimated, Mixture
 from cloudreg.registration.smoothness import Motion, Smoothness, dot
 from cloudreg.space import Grid
 
@@ -57,9 +56,6 @@ _INNER_STEPS = 20
 _FIRST_DAMPING = 1e-2
 """Of the affine's Gauss-Newton steps, relative to the diagonal of their curvature."""
 
-_MIN_SIGMA = 0.02
-"""Floor of the matching class's standard deviation: no real contrast is known better."""
-
 
 @dataclass(frozen=True)
 class Intensity:
@@ -71,10 +67,13 @@ class Intensity:
         From atlas to target grey.
     mixture
         What else a voxel may be.
+    estimated
+        What of the mixture follows the data.
     """
 
     contrast: Contrast
     mixture: Mixture
+    estimated: frozenset[Estimated] = frozenset(("noise", "greys"))
 
 
 @dataclass(frozen=True)
@@ -274,68 +273,24 @@ class Problem:
         return lambda downhill: _conjugate_gradients(curvature, downhill, self.smoothness.motion, _INNER_STEPS)
 
     def affine_step(
-        self, fit: Fit, linear: Linearization, generators: NDArray[np.float64]
+        self, fit: Fit, linear: Linearization, group: AffineGroup
     ) -> Callable[[float], NDArray[np.float64]]:
         """Return the damped Gauss-Newton update of ``to_atlas`` as a function of the damping."""
         index_to_um = fit.to_atlas @ self.level.target.grid.affine
-        columns = np.stack([(g @ index_to_um)[:3].ravel() for g in generators], axis=1)
+        columns = np.stack([(g @ index_to_um)[:3].ravel() for g in group.tangents(fit.to_atlas)], axis=1)
         slope = columns.T @ linear.affine_gradient
         curvature = columns.T @ linear.affine_hessian @ columns
         diagonal = np.diag(np.diag(curvature) + 1e-12 * np.trace(curvature) + 1e-300)
 
         def update(damping: float) -> NDArray[np.float64]:
             theta = -np.linalg.solve(curvature + damping * diagonal, slope)
-            return np.asarray(scipy.linalg.expm(np.tensordot(theta, generators, 1)) @ fit.to_atlas)
+            return group.moved(fit.to_atlas, theta)
 
         return update
 
 
-def affine_generators(kind: str, centre: NDArray[np.float64], size: float) -> NDArray[np.float64]:
-    """Return the Lie algebra of a group of affine maps of atlas space.
-
-    Parameters
-    ----------
-    kind
-        ``"rigid"``, ``"similarity"`` or ``"affine"``.
-    centre
-        Point about which to turn and scale, um.
-    size
-        Length of the brain, um: makes a unit of turning and of shifting comparable.
-
-    Returns
-    -------
-    ndarray, shape (6, 7 or 12, 4, 4)
-    """
-    result = []
-
-    def include(linear: NDArray[np.float64], shift: NDArray[np.float64]) -> None:
-        generator = np.zeros((4, 4))
-        generator[:3, :3] = linear
-        generator[:3, 3] = shift - linear @ centre
-        result.append(generator)
-
-    nothing = np.zeros((3, 3))
-    for axis in range(3):
-        include(nothing, size * np.eye(3)[axis])
-    pairs = list(itertools.combinations(range(3), 2))
-    for i, j in pairs:
-        turn = np.zeros((3, 3))
-        turn[i, j], turn[j, i] = 1, -1
-        include(turn, np.zeros(3))
-    if kind == "similarity":
-        include(np.eye(3), np.zeros(3))
-    elif kind == "affine":
-        for axis in range(3):
-            include(np.diag(np.eye(3)[axis]), np.zeros(3))
-        for i, j in pairs:
-            shear = np.zeros((3, 3))
-            shear[i, j] = shear[j, i] = 1
-            include(shear, np.zeros(3))
-    return np.array(result)
-
-
 def fit_affine(
-    problem: Problem, fit: Fit, generators: NDArray[np.float64], *, iterations: int, tolerance: float = 1e-4
+    problem: Problem, fit: Fit, group: AffineGroup, *, iterations: int, tolerance: float = 1e-4
 ) -> tuple[Fit, list[Energy]]:
     """Fit the affine, the contrast and the mixture; the velocity stays."""
     energies: list[Energy] = []
@@ -343,7 +298,7 @@ def fit_affine(
     quiet = 0
     for iteration in range(iterations):
         linear = problem.linearize(fit, affine=True)
-        moved, evaluation, damping = _affine_iteration(problem, fit, linear, generators, damping)
+        moved, evaluation, damping = _affine_iteration(problem, fit, linear, group, damping)
         after = None if evaluation is None else evaluation.data + problem.prior(moved)
         energies.append(_energy(problem, fit, linear.data, after, iteration, "affine"))
         if evaluation is None:
@@ -365,7 +320,7 @@ def fit_intensities(problem: Problem, fit: Fit, *, iterations: int) -> Fit:
 def fit_velocity(
     problem: Problem,
     fit: Fit,
-    generators: NDArray[np.float64],
+    group: AffineGroup,
     *,
     iterations: int,
     smoothing: NDArray[np.float64] | None,
@@ -378,8 +333,8 @@ def fit_velocity(
     ----------
     problem, fit
         The level and where to start.
-    generators
-        Of the affine's group; empty to keep the affine.
+    group
+        In which the affine moves.
     iterations
         Largest number of Gauss-Newton steps.
     smoothing
@@ -401,9 +356,9 @@ def fit_velocity(
         fit = fit.with_sigmas(used.tolist())
         # The prior weakens with the data, so that only the shape of the data term changes, not their balance.
         problem = problem.softened(float((estimated**-2.0).sum() / (used**-2.0).sum()))
-        if iteration == 0 and generators.size:
+        if iteration == 0:
             linear = problem.linearize(fit, affine=True)
-            moved, evaluation, _ = _affine_iteration(problem, fit, linear, generators, _FIRST_DAMPING)
+            moved, evaluation, _ = _affine_iteration(problem, fit, linear, group, _FIRST_DAMPING)
             if evaluation is not None:
                 fit = _em_update(moved, evaluation, smoothing).with_sigmas(used.tolist())
         linear = problem.linearize(fit, affine=False)
@@ -433,10 +388,10 @@ def fit_velocity(
 
 
 def _affine_iteration(
-    problem: Problem, fit: Fit, linear: Linearization, generators: NDArray[np.float64], damping: float
+    problem: Problem, fit: Fit, linear: Linearization, group: AffineGroup, damping: float
 ) -> tuple[Fit, Evaluation | None, float]:
     """Raise the damping until the step lowers the data term; no evaluation where no step does."""
-    update = problem.affine_step(fit, linear, generators)
+    update = problem.affine_step(fit, linear, group)
     for _ in range(6):
         candidate = replace(fit, to_atlas=update(damping))
         result = problem.evaluate(candidate)
@@ -490,17 +445,11 @@ def _updated(
     moments: NDArray[np.float64],
     smoothing: NDArray[np.float64] | None,
 ) -> Intensity:
-    match, squares, artifact, artifact_grey, background, background_grey = statistics
-    if match <= 0:
+    if statistics[0] <= 0:
         return intensity
-    before = intensity.mixture
-    mixture = replace(
-        before,
-        sigma_match=max(_MIN_SIGMA, float(np.sqrt(squares / match))),
-        artifact=max(float(artifact_grey / artifact), 0.6) if artifact > 1 else before.artifact,
-        background=min(float(background_grey / background), 0.3) if background > 1 else before.background,
-    )
-    return Intensity(intensity.contrast.refitted(moments, smoothing), mixture)
+    matching = float(moments[..., 0].sum())
+    mixture = intensity.mixture.refitted(statistics, matching, intensity.estimated)
+    return replace(intensity, contrast=intensity.contrast.refitted(moments, smoothing), mixture=mixture)
 
 
 def _symmetric(hessian: Field, field: Field) -> Field:

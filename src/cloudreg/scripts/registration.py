@@ -16,7 +16,6 @@ from cloudreg import pipeline
 from cloudreg.atlas import Atlas, load_atlas
 from cloudreg.errors import InputError
 from cloudreg.execution import Engine
-from cloudreg.illumination import estimate_bias, evened, find_stripes
 from cloudreg.io import Volume, convert, open_volume
 from cloudreg.io.objects import plain_address, read_json
 from cloudreg.registration import open_registration
@@ -24,8 +23,9 @@ from cloudreg.registration.folder import MANIFEST
 from cloudreg.scripts._legacy import axis_letters, boolean, moved, precomputed, run, text_or_none, three
 from cloudreg.scripts._precomputed import finest_scale
 from cloudreg.scripts._storage import store
-from cloudreg.settings import IlluminationSettings, RegistrationSettings, override
+from cloudreg.settings import RegistrationSettings, override
 from cloudreg.space import axes_between
+from cloudreg.transforms import Frame, affine_between_middles, turned
 from cloudreg.viewer import write_registration_report
 
 moved("registration", "cloudreg register")
@@ -121,7 +121,12 @@ def register(
         there.
     """
     given = dict(locals())
-    settings = _settings(missing_data_correction, regularization, num_iterations, registration_resolution)
+    settings = _settings(
+        (missing_data_correction, grid_correction, bias_correction),
+        regularization,
+        num_iterations,
+        registration_resolution,
+    )
     command = "cloudreg.scripts.registration " + " ".join(
         f"{name}={value}"
         for name, value in given.items()
@@ -139,13 +144,8 @@ def register(
             atlas = load_atlas(
                 template=precomputed(atlas_s3_path), labels=precomputed(parcellation_s3_path), orientation=letters
             )
-            start = _start(atlas, target, translation, rotation, (atlas_orientation, orientation), fixed_scale)
-            even = target
-            if grid_correction:
-                even = evened(even, [find_stripes(even, engine=engine)])
-            if bias_correction:
-                even = evened(even, [estimate_bias(even, 0, IlluminationSettings(), engine=engine)])
-            pipeline.register_to_atlas(even, atlas, folder, settings, engine, initial_affine=start, command=command)
+            start = _start(atlas, target, translation, rotation, fixed_scale)
+            pipeline.register_to_atlas(target, atlas, folder, settings, engine, initial_affine=start, command=command)
         pipeline.measure_regions(folder, {"input": target}, folder / "regions.csv", engine)
         write_registration_report(folder)
         if output_s3_path:
@@ -177,8 +177,11 @@ def _is_done(folder: Path, command: str) -> bool:
     return True
 
 
-def _settings(missing: bool, regularization: float, iterations: int, resolution: float) -> RegistrationSettings:
+def _settings(
+    corrections: tuple[bool, bool, bool], regularization: float, iterations: int, resolution: float
+) -> RegistrationSettings:
     usual = RegistrationSettings()
+    missing, grid, bias = corrections
     if not regularization > 0 or iterations < 1:
         raise InputError(
             f"expected a regularization above 0 and at least 1 iteration, got {regularization} and {iterations}"
@@ -188,6 +191,8 @@ def _settings(missing: bool, regularization: float, iterations: int, resolution:
         usual,
         {
             "missing_data": missing,
+            "grid_correction": "z" if grid else "none",
+            "bias_correction": bias,
             "resolution_um": float(resolution),
             # The energy of the velocity counts 1 / (2 sigma^2).
             "regularization": [w * (_USUAL_REGULARIZATION / regularization) ** 2 for w in usual.regularization],
@@ -201,33 +206,32 @@ def _start(
     target: Volume,
     translation: ArrayLike,
     rotation: ArrayLike,
-    letters: tuple[str, str],
     scale: ArrayLike,
 ) -> NDArray[np.float64] | None:
     """Return atlas um to target um (z y x) from middle to middle; None where only letters are given."""
     moved_by = three(translation, "translation")
     if not (moved_by.any() or three(rotation, "rotation").any() or (three(scale, "scale") != 1).any()):
         return None
-    middles = [sum(volume.grid.bounds_um()) / 2 for volume in (atlas.template, target)]
-    affine = np.eye(4)
-    affine[:3, :3] = _linear(rotation, *letters, scale)[::-1, ::-1]
-    affine[:3, 3] = middles[1] + (three(scale, "scale") * moved_by)[::-1] - affine[:3, :3] @ middles[0]
-    return affine
+    return affine_between_middles(
+        Frame(atlas.template.grid, atlas.orientation),
+        Frame(target.grid, target.orientation),
+        rotation_deg=three(rotation, "rotation")[::-1],
+        translation_um=moved_by[::-1],
+        scale=_factors(scale)[::-1],
+    )
 
 
 def _linear(rotation: ArrayLike, source: str, destination: str, scale: ArrayLike) -> NDArray[np.float64]:
     """Return D R P in x y z: reorient, turn about x, y and z, scale."""
+    axes = _permutation(source, destination)[::-1, ::-1]
+    return turned(axes, three(rotation, "rotation")[::-1], _factors(scale)[::-1])[::-1, ::-1]
+
+
+def _factors(scale: ArrayLike) -> NDArray[np.float64]:
     factors = three(scale, "scale")
     if not (factors > 0).all():
         raise InputError(f"expected scales above 0, got {factors.tolist()}")
-    turned = _permutation(source, destination)
-    for axis, angle in enumerate(np.deg2rad(three(rotation, "rotation"))):
-        i, j = (axis + 1) % 3, (axis + 2) % 3
-        turn = np.eye(3)
-        turn[i, i] = turn[j, j] = np.cos(angle)
-        turn[i, j], turn[j, i] = -np.sin(angle), np.sin(angle)
-        turned = turn @ turned
-    return np.diag(factors) @ turned
+    return factors
 
 
 def _permutation(source: str, destination: str) -> NDArray[np.float64]:

@@ -5,7 +5,7 @@ from cloudreg.transforms.displacement import DisplacementField, jacobian_determi
 from cloudreg.transforms.export import export_transform
 from cloudreg.transforms.frames import Frame
 from cloudreg.transforms.images import apply_image
-from cloudreg.transforms.initial import load_initial_affine, read_itk_affine
+from cloudreg.transforms.initial import affine_between_middles, load_initial_affine, read_itk_affine, turned
 from cloudreg.transforms.points import apply_points_file, read_all_points, read_points
 from cloudreg.transforms.resample import VoxelMap, resample
 from cloudreg.transforms.transform import Side, Transform, inverse_consistency_um, load_affine, save_affine
@@ -16,6 +16,7 @@ __all__ = [
     "Side",
     "Transform",
     "VoxelMap",
+    "affine_between_middles",
     "apply_image",
     "apply_points_file",
     "compose",
@@ -29,4 +30,5 @@ __all__ = [
     "read_points",
     "resample",
     "save_affine",
+    "turned",
 ]

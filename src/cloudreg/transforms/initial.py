@@ -1,14 +1,14 @@
-"""Where a registration starts, from a file of ours or of ITK, ANTs, Slicer or ITK-SNAP."""
+"""Where a registration starts: a file of ours or of ITK, ANTs, Slicer or ITK-SNAP; or angles, a shift and scales."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from cloudreg.errors import InputError
-from cloudreg.space import Grid
+from cloudreg.space import Grid, axes_between
 from cloudreg.transforms.frames import Frame
 from cloudreg.transforms.transform import inverted, load_affine
 
@@ -16,6 +16,80 @@ _FIRST_LINE = "#Insight Transform File"
 _SUFFIXES = (".tfm", ".mat", ".h5", ".hdf5")
 _LEAST_OVERLAP = 0.1
 _SAMPLES = 12
+
+
+def turned(axes: NDArray[np.float64], rotation_deg: ArrayLike, scale: ArrayLike) -> NDArray[np.float64]:
+    """Return the matrix that reorients, then turns, then scales.
+
+    Parameters
+    ----------
+    axes
+        3 x 3, from source axes to destination axes (`cloudreg.space.axes_between`).
+    rotation_deg
+        About the destination's z, y and x axes, in this order; x is turned about first, z last. A positive angle about
+        x takes y toward z, about y takes z toward x, about z takes x toward y.
+    scale
+        One number, or one for each of the destination's axes z, y, x.
+
+    Returns
+    -------
+    ndarray, shape (3, 3)
+        Vectors of source z, y, x to those of destination z, y, x.
+    """
+    linear = np.asarray(axes, dtype=np.float64)
+    for axis, angle in zip((2, 1, 0), np.deg2rad(rotation_deg)[::-1], strict=True):
+        # In the order z y x, a turn about an axis takes the one two places on toward the one next to it.
+        i, j = (axis + 2) % 3, (axis + 1) % 3
+        turn = np.eye(3)
+        turn[i, i] = turn[j, j] = np.cos(angle)
+        turn[i, j], turn[j, i] = -np.sin(angle), np.sin(angle)
+        linear = turn @ linear
+    return np.broadcast_to(np.asarray(scale, dtype=np.float64), 3)[:, np.newaxis] * linear
+
+
+def affine_between_middles(
+    atlas: Frame,
+    target: Frame,
+    *,
+    rotation_deg: ArrayLike = (0.0, 0.0, 0.0),
+    translation_um: ArrayLike = (0.0, 0.0, 0.0),
+    scale: ArrayLike = (1.0,),
+    allow_mirror: bool = False,
+) -> NDArray[np.float64]:
+    """Put the atlas's middle on the target's, turn the atlas about it, shift it, and scale both.
+
+    Parameters
+    ----------
+    atlas, target
+        Where both volumes lie, and their letters.
+    rotation_deg, scale
+        As for `turned`, in the target's axes.
+    translation_um
+        Along the target's axes z, y, x, before scaling.
+    allow_mirror
+        Accept letters whose relation is a mirror image.
+
+    Returns
+    -------
+    ndarray, shape (4, 4)
+        Atlas micrometres to target micrometres, z y x.
+
+    Raises
+    ------
+    InputError
+        If letters are not known, or are mirror images of each other.
+    """
+    if atlas.orientation is None or target.orientation is None:
+        raise InputError(
+            "a rotation and a translation are relative to the target's axes, but its orientation is not known: give "
+            "--orientation too"
+        )
+    axes = axes_between(atlas.orientation, target.orientation, allow_mirror=allow_mirror)
+    middles = [sum(frame.grid.bounds_um()) / 2 for frame in (atlas, target)]
+    affine = np.eye(4)
+    affine[:3, :3] = turned(axes, rotation_deg, scale)
+    affine[:3, 3] = middles[1] + np.multiply(scale, translation_um) - affine[:3, :3] @ middles[0]
+    return affine
 
 
 def load_initial_affine(
@@ -52,15 +126,15 @@ def load_initial_affine(
         there = load_affine(path)
         back = inverted(there)
     affine, other = (back, there) if from_target else (there, back)
-    overlap = _overlap(affine, atlas.grid, target.grid)
-    if overlap < _LEAST_OVERLAP:
+    common = overlap(affine, atlas.grid, target.grid)
+    if common < _LEAST_OVERLAP:
         advice = (
             "the inverse does better: was it made the other way round?"
-            if _overlap(other, atlas.grid, target.grid) > overlap
+            if overlap(other, atlas.grid, target.grid) > common
             else "check which volumes it was made for, and that both have the same headers here"
         )
         raise InputError(
-            f"expected an affine that brings the atlas to the target, got one in {path} that leaves {overlap:.0%} "
+            f"expected an affine that brings the atlas to the target, got one in {path} that leaves {common:.0%} "
             f"in common: {advice}"
         )
     return affine
@@ -118,8 +192,8 @@ def _is_itk(path: Path) -> bool:
         return False
 
 
-def _overlap(affine: NDArray[np.float64], atlas: Grid, target: Grid) -> float:
-    """Return how much of the smaller volume lies in the other one, 0 to 1."""
+def overlap(affine: NDArray[np.float64], atlas: Grid, target: Grid) -> float:
+    """Return how much of the smaller volume an affine from atlas to target puts into the other one, 0 to 1."""
     there = _share_inside(affine, atlas, target)
     return max(there, _share_inside(inverted(affine), target, atlas))
 

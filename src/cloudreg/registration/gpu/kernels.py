@@ -28,7 +28,7 @@ SPACING = tl.constexpr(53)
 UNITS = tl.constexpr(56)
 """One or two factors from a sum to its fixed-point integer."""
 
-STATISTICS = tl.constexpr(7)
+STATISTICS = tl.constexpr(9)
 """Sums that `evaluate` leaves for each brick."""
 
 INDEX_PRODUCTS = tl.constexpr(16)
@@ -252,16 +252,18 @@ def evaluate(
         z, y, x, j, w > 0, atlas, u, c, parameters, mz, my, mx, nz, ny, nx, kz, ky, kx, ORDER, False
     )  # fmt: skip
     tissue = tl.where(value > tl.load(parameters + SCALE + 4).to(tl.float32), w * match, 0.0)
-    row = tl.arange(0, 8)[:, None]
-    terms = _stacked(row, 0, -w * tl.log(total), tl.zeros((8, BZ * BY * BX), tl.float32))
+    row = tl.arange(0, 16)[:, None]
+    terms = _stacked(row, 0, -w * tl.log(total), tl.zeros((16, BZ * BY * BX), tl.float32))
     terms = _stacked(row, 1, tissue, terms)
     terms = _stacked(row, 2, tissue * e * e, terms)
     terms = _stacked(row, 3, w * artifact, terms)
     terms = _stacked(row, 4, w * artifact * j, terms)
     terms = _stacked(row, 5, w * background, terms)
     terms = _stacked(row, 6, w * background * j, terms)
-    out = sums + brick * STATISTICS + tl.arange(0, 8)
-    tl.store(out, tl.sum(terms, axis=1), mask=tl.arange(0, 8) < STATISTICS)
+    terms = _stacked(row, 7, w * artifact * j * j, terms)
+    terms = _stacked(row, 8, w * background * j * j, terms)
+    out = sums + brick * STATISTICS + tl.arange(0, 16)
+    tl.store(out, tl.sum(terms, axis=1), mask=tl.arange(0, 16) < STATISTICS)
     row = tl.arange(0, ROWS)[:, None]
     power = w * match
     powers = tl.zeros((ROWS, BZ * BY * BX), tl.float32)
