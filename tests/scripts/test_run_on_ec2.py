@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.parse
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from brains import SHAPE, VOXEL_UM, brain
 from cloudreg.errors import CommandFailedError
 from cloudreg.execution import progress
 from cloudreg.io import open_volume, write_volume
+from cloudreg.io.objects import list_files
 from cloudreg.space import Grid
 from object_store import KEY, SECRET
 from ssh_server import SshServer, make_keys
@@ -179,6 +181,29 @@ def test_a_registration_runs_there(legacy, machines, python, capsys):
     assert {word for word in got[2:] if word[:1] == "-" and not word[1].isdigit()} <= {a["name"] for a in documented}
 
 
+def test_without_an_atlas_the_machine_gets_it_from_brainglobe(legacy, machines, python):
+    identity = new_machine(machines.ec2)
+    words_without = ["-ssh_key_path", str(machines.keys["rsa"]), "-instance_id", identity, "--python", str(python)]
+    assert legacy("run_registration_ec2").main([*words_without, *REGISTRATION[4:]]) == 0
+    got = words(machines.folder)
+    assert "--atlas_s3_path" not in got and "--parcellation_s3_path" not in got
+    assert got[got.index("--atlas_orientation") + 1] == "PIR"
+
+
+def test_a_machine_is_started_and_commands_are_run_on_it_by_their_helpers(legacy, machines, capfd):
+    util, identity = legacy("util"), new_machine(machines.ec2)
+    address = util.start_ec2_instance(identity, "r5.8xlarge")
+    found = machine(machines.ec2, identity)
+    assert (found["State"]["Name"], found["InstanceType"]) == ("running", "r5.8xlarge")
+    assert address == found["PublicIpAddress"]
+    key = str(machines.keys["ed25519"])
+    # What it wrote to its errors is returned; all of it is shown.
+    assert util.run_command_on_server("echo done; echo careful >&2", key, address) == "careful\n"
+    assert util.run_command_on_server("true", key, address) == ""
+    with pytest.raises(CommandFailedError, match="exit status 4"):
+        util.run_command_on_server("exit 4", key, address)
+
+
 def test_a_wrong_call_starts_nothing(legacy, machines, capsys):
     identity = new_machine(machines.ec2)
     code = legacy("run_registration_ec2").main(
@@ -223,6 +248,36 @@ def test_a_real_registration_runs_there_from_bucket_to_bucket(legacy, with_cloud
     found = open_volume("precomputed://s3://private/ec2/out")
     assert found.grid == grid and (found.read() == labels)[labels > 0].mean() > 0.9
     assert state_of(with_cloudreg.ec2, identity) == "stopped"
+
+
+def test_a_real_colm_run_goes_there_from_tiles_in_a_bucket_to_volumes_in_a_bucket(
+    legacy, put, specimen, with_cloudreg, tmp_path, capsys
+):
+    y, x = np.meshgrid(*(np.linspace(-1, 1, 96),) * 2, indexing="ij")
+    colm = specimen(tmp_path / "raw", shading=1.1 - 0.2 * (y**2 + x**2), background=110)
+    put(colm.path, "s3://private/ec2/tiles")
+    # No server of states answers there: the link holds the state itself.
+    with_cloudreg.env["https_proxy"] = "http://127.0.0.1:9"
+    identity = new_machine(with_cloudreg.ec2)
+    legacy("run_colm_pipeline_ec2").run_colm_pipeline(
+        str(with_cloudreg.keys["ed25519"]), identity, "s3://private/ec2/tiles", "s3://private/ec2/volumes", 2, 0,
+        "s3://private/ec2/colm_log", python=sys.executable,
+    )  # fmt: skip
+    found = machine(with_cloudreg.ec2, identity)
+    assert (found["State"]["Name"], found["InstanceType"]) == ("stopped", "r5d.24xlarge")
+    for channel in (0, 1):
+        volume = open_volume(f"precomputed://s3://private/ec2/volumes/{channel}")
+        assert volume.grid.voxel_size_um == colm.voxel and volume.dtype == np.uint16
+        # What was there is there again: not the seams, the shading or the shifts of the tiles.
+        inner = (slice(6, 18), slice(40, -40), slice(40, -40))
+        seen, truth = volume.read()[inner].ravel(), colm.specimen(volume.grid.shape)[inner].ravel()
+        tissue = truth > 600
+        assert np.corrcoef(np.log(seen[tissue] + 1.0), np.log(truth[tissue]))[0, 1] > 0.97
+    kept = set(list_files("s3://private/ec2/colm_log"))
+    assert {"xml_merging.xml", "shading/channel_00/flat.tif", "shading/channel_01/flat.tif"} <= kept
+    (link,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("https://")]
+    layers = json.loads(urllib.parse.unquote(link.partition("#!")[2]))["layers"]
+    assert [layer["source"]["url"].rpartition("/private/")[2] for layer in layers] == ["ec2/volumes/0", "ec2/volumes/1"]
 
 
 def test_bad_input_there_is_one_line_and_exit_code_two_here(legacy, with_cloudreg, capsys):
