@@ -227,6 +227,8 @@ def with_cloudreg(machines, s3_server, monkeypatch):
     }.items():
         monkeypatch.setenv(name, value)
         machines.env[name] = value
+    # boto3 keeps the first user that it meets.
+    monkeypatch.setattr("boto3.DEFAULT_SESSION", None)
     machines.env["PYTHONPATH"] = os.pathsep.join(word for word in sys.path if word)
     return machines
 
@@ -250,34 +252,38 @@ def test_a_real_registration_runs_there_from_bucket_to_bucket(legacy, with_cloud
     assert state_of(with_cloudreg.ec2, identity) == "stopped"
 
 
+@pytest.mark.parametrize(("tiles", "channels"), [((1, 2), 1), pytest.param((2, 3), 2, marks=pytest.mark.slow)])
 def test_a_real_colm_run_goes_there_from_tiles_in_a_bucket_to_volumes_in_a_bucket(
-    legacy, put, specimen, with_cloudreg, tmp_path, capsys
+    legacy, put, specimen, with_cloudreg, tmp_path, capsys, tiles, channels
 ):
+    home = f"s3://private/ec2/{channels}"
     y, x = np.meshgrid(*(np.linspace(-1, 1, 96),) * 2, indexing="ij")
-    colm = specimen(tmp_path / "raw", shading=1.1 - 0.2 * (y**2 + x**2), background=110)
-    put(colm.path, "s3://private/ec2/tiles")
+    flat = 1.1 - 0.2 * (y**2 + x**2)
+    colm = specimen(tmp_path / "raw", shading=flat, background=110, tiles=tiles, channels=channels)
+    put(colm.path, f"{home}/tiles")
     # No server of states answers there: the link holds the state itself.
     with_cloudreg.env["https_proxy"] = "http://127.0.0.1:9"
     identity = new_machine(with_cloudreg.ec2)
     legacy("run_colm_pipeline_ec2").run_colm_pipeline(
-        str(with_cloudreg.keys["ed25519"]), identity, "s3://private/ec2/tiles", "s3://private/ec2/volumes", 2, 0,
-        "s3://private/ec2/colm_log", python=sys.executable,
+        str(with_cloudreg.keys["ed25519"]), identity, f"{home}/tiles", f"{home}/volumes", channels, 0, f"{home}/log",
+        python=sys.executable,
     )  # fmt: skip
     found = machine(with_cloudreg.ec2, identity)
     assert (found["State"]["Name"], found["InstanceType"]) == ("stopped", "r5d.24xlarge")
-    for channel in (0, 1):
-        volume = open_volume(f"precomputed://s3://private/ec2/volumes/{channel}")
+    for channel in range(channels):
+        volume = open_volume(f"precomputed://{home}/volumes/{channel}")
         assert volume.grid.voxel_size_um == colm.voxel and volume.dtype == np.uint16
         # What was there is there again: not the seams, the shading or the shifts of the tiles.
         inner = (slice(6, 18), slice(40, -40), slice(40, -40))
         seen, truth = volume.read()[inner].ravel(), colm.specimen(volume.grid.shape)[inner].ravel()
         tissue = truth > 600
         assert np.corrcoef(np.log(seen[tissue] + 1.0), np.log(truth[tissue]))[0, 1] > 0.97
-    kept = set(list_files("s3://private/ec2/colm_log"))
-    assert {"xml_merging.xml", "shading/channel_00/flat.tif", "shading/channel_01/flat.tif"} <= kept
+    shading = {f"shading/channel_{channel:02d}/flat.tif" for channel in range(channels)}
+    assert {"xml_merging.xml", *shading} <= set(list_files(f"{home}/log"))
     (link,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("https://")]
     layers = json.loads(urllib.parse.unquote(link.partition("#!")[2]))["layers"]
-    assert [layer["source"]["url"].rpartition("/private/")[2] for layer in layers] == ["ec2/volumes/0", "ec2/volumes/1"]
+    shown = [layer["source"]["url"].partition("/private/")[2] for layer in layers]
+    assert shown == [f"ec2/{channels}/volumes/{channel}" for channel in range(channels)]
 
 
 def test_bad_input_there_is_one_line_and_exit_code_two_here(legacy, with_cloudreg, capsys):
