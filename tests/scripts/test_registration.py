@@ -225,7 +225,6 @@ def test_without_an_atlas_it_is_the_allen_one_of_brainglobe(registration, volume
             for i in np.unique(labels_of(brain()))[1:]]  # fmt: skip
     (folder / "structures.json").write_text(json.dumps(rows))
     words = {"atlas_s3_path": None, "parcellation_s3_path": None, "bias_correction": False}
-    words["registration_resolution"] = 400
     # A start that is given counts from the axes of PIR, too.
     run(registration, volumes[0], tmp_path, translation=[1, 0, 0], **words)
     found = open_volume(f"precomputed://{tmp_path}/regions_in_brain").read()
