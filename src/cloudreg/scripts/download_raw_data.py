@@ -94,13 +94,19 @@ def download_tile(
     from cloudreg.cloud.s3 import download_file
 
     path = Path(get_out_path(raw_tile_path, outdir))
-    download_file(s3.meta.client, raw_tile_bucket, raw_tile_path, path)
-    if bias is not None:
-        raw, factor = read_image(path), np.asarray(bias, dtype=float)
-        if factor.shape != raw.shape:
-            path.unlink()
-            raise InputError(f"expected a correction of {raw.shape} for {raw_tile_path}, got one of {factor.shape}")
-        write_plane(path, to_dtype(raw * factor, raw.dtype))
+    if bias is None:
+        download_file(s3.meta.client, raw_tile_bucket, raw_tile_path, path)
+        return
+    # Beside its place: what lies there may be multiplied already.
+    fetched = path.with_name(f".recorded.{path.name}")
+    try:
+        download_file(s3.meta.client, raw_tile_bucket, raw_tile_path, fetched)
+        raw, factor = read_image(fetched), np.asarray(bias, dtype=float)
+    finally:
+        fetched.unlink(missing_ok=True)
+    if factor.shape != raw.shape:
+        raise InputError(f"expected a correction of {raw.shape} for {raw_tile_path}, got one of {factor.shape}")
+    write_plane(path, to_dtype(raw * factor, raw.dtype))
 
 
 def download_tiles(tiles: Sequence[str], raw_tile_bucket: str, outdir: str) -> None:
