@@ -93,8 +93,9 @@ def register(
     Parameters
     ----------
     input_s3_path, atlas_s3_path, parcellation_s3_path
-        Precomputed volumes: what is registered, the atlas, and the atlas's regions. Without these two the atlas is that
-        of the Allen Institute, CCFv3 at 25 um, from BrainGlobe: downloaded at its first use, with names of regions.
+        Precomputed volumes: what is registered, the atlas, and the atlas's regions. With None for the last two, the
+        atlas is that of the Allen Institute, CCFv3 at 25 um, from BrainGlobe: downloaded at its first use, with names
+        of regions.
     atlas_orientation, orientation
         Three letters each, of the atlas and of what is registered.
     output_s3_path

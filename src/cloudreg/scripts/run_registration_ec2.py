@@ -47,8 +47,8 @@ def run_registration(
     instance_id, instance_type
         The machine (it has to be stopped, and has to have CloudReg), and what it is to be, such as ``r5.8xlarge``.
     input_s3_path, atlas_s3_path, parcellation_s3_path
-        Precomputed volumes: what is registered, the atlas, and the atlas's regions. Without these two, the machine gets
-        the Allen atlas from BrainGlobe.
+        Precomputed volumes: what is registered, the atlas, and the atlas's regions. With None for the last two, the
+        machine gets the Allen atlas from BrainGlobe.
     atlas_orientation, orientation
         Three letters each, of the atlas and of what is registered.
     output_s3_path
