@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from cloudreg.cloud.s3 import matching_keys, upload_file
+from cloudreg.cloud.s3 import download_file, matching_keys, s3_client, upload_file
 from cloudreg.errors import InputError
 from cloudreg.io.objects import read_files
 from object_store import KEY, READER_KEY, READER_SECRET, SECRET
@@ -41,6 +41,24 @@ def test_a_large_file_goes_in_parts(bucket, tmp_path):
     path.write_bytes(bytes(range(256)) * 40_000 + b"end")
     upload_file(path, bucket, "large/file")
     assert read_files(f"s3://{bucket}/large", ["file"])["file"] == path.read_bytes()
+
+
+def test_a_file_comes_back_whole_and_only_once(bucket, tmp_path):
+    large, back = tmp_path / "large", tmp_path / "new" / "folder" / "back"
+    large.write_bytes(bytes(range(256)) * 10_000)
+    upload_file(large, bucket, "back/large")
+    client = s3_client(bucket)
+    back.parent.mkdir(parents=True)
+    # What an earlier call left cut off is fetched again.
+    back.write_bytes(b"cut off")
+    download_file(client, bucket, "back/large", back)
+    assert back.read_bytes() == large.read_bytes() and [p.name for p in back.parent.iterdir()] == ["back"]
+    time = back.stat().st_mtime_ns
+    download_file(client, bucket, "back/large", back)
+    assert back.stat().st_mtime_ns == time
+    with pytest.raises(InputError, match=f"could not read s3://{bucket}/back/none"):
+        download_file(client, bucket, "back/none", tmp_path / "none")
+    assert not (tmp_path / "none").exists()
 
 
 def test_the_secrets_file_of_cloudvolume_opens_the_bucket(bucket, file, home, monkeypatch):

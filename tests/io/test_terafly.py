@@ -52,6 +52,33 @@ def test_a_stopped_conversion_goes_on(volume, tmp_path, engine, monkeypatch):
     np.testing.assert_array_equal(planes(folder), ARRAY)
 
 
+def test_channels_have_folders_with_tiles_of_their_own(tmp_path, engine):
+    two = write_volume(
+        tmp_path / "two.ome.zarr", np.stack([ARRAY, 999 - ARRAY]), Grid.from_spacing(ARRAY.shape, (2, 1, 1))
+    )
+    fine, coarse = write_terafly(two, tmp_path / "out", BOXES, form="tiles_4d", levels=[0, 1], engine=engine)
+    assert (fine.name, coarse.name) == ("RES(14x12x9)", "RES(7x6x5)")
+    for folder, size in ((fine, 1), (coarse, 2)):
+        assert sorted(p.name for p in folder.iterdir()) == ["CH_1", "CH_2"]
+        assert len(list(folder.glob("CH_2/*/*/*.tif"))) == len(BOXES)
+        # The tile at 8 planes (2 um each), 8 rows and 0 columns of the finest level.
+        tiles = [
+            tifffile.imread(folder / name / "000080" / "000080_000000" / "000080_000000_000160.tif")
+            for name in ("CH_1", "CH_2")
+        ]
+        if size == 1:
+            np.testing.assert_array_equal(tiles[0].reshape(1, 6, 8), ARRAY[8:9, 8:14, 0:8])
+        assert tiles[0].shape == tiles[1].shape and np.abs(tiles[0] + tiles[1].astype(float) - 999).max() <= 1
+
+
+def test_isotropic_resolutions_halve_the_finest_axes(volume, tmp_path, engine):
+    # Planes are 2.5 um apart, pixels 1 um: the first halving makes them 2 um.
+    folders = write_terafly(volume, tmp_path / "out", BOXES, levels=[0, 1, 2], isotropic=True, engine=engine)
+    assert [f.name for f in folders] == ["RES(14x12x9)", "RES(7x6x9)", "RES(4x3x5)"]
+    half = planes(folders[1])
+    assert np.abs(half - ARRAY.reshape(9, 7, 2, 6, 2).mean(axis=(2, 4))).max() <= 0.5
+
+
 def test_what_can_not_be_written_is_said(volume, tmp_path, engine):
     write_terafly(volume, tmp_path / "out", BOXES, engine=engine)
     with pytest.raises(InputError, match=r"got a finished volume: choose a new place"):

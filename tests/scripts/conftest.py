@@ -42,7 +42,7 @@ def s3(s3, monkeypatch):
 
 @dataclass(frozen=True)
 class Colm:
-    """An acquisition of a specimen that is known everywhere: 2 x 3 tiles, two channels.
+    """An acquisition of a specimen that is known everywhere, usually of 2 x 3 tiles and two channels.
 
     Tiles lie off their nominal positions by whole pixels, so that what is stitched is what was there.
     """
@@ -53,12 +53,13 @@ class Colm:
     depth: int = 24
     side: int = 96
     voxel: tuple[float, float, float] = (5.0, 2.0, 2.0)
+    tiles: tuple[int, int] = (2, 3)
 
     @property
     def nominal_shape(self):
         """Of the volume at the nominal positions, from the outermost tiles."""
-        pitch = 0.8 * self.side
-        return self.depth, self.side + math.floor(pitch + 0.5), self.side + math.floor(2 * pitch + 0.5)
+        rows, columns = (self.side + math.floor((n - 1) * 0.8 * self.side + 0.5) for n in self.tiles)
+        return self.depth, rows, columns
 
     def specimen(self, shape):
         """The specimen on a stitched volume, which starts at the outermost tile."""
@@ -69,12 +70,13 @@ class Colm:
 MARGIN = 12
 
 
-def write_specimen(folder, *, shading=None, background=0):
+def write_specimen(folder, *, shading=None, background=0, tiles=(2, 3), channels=2):
     """Write the acquisition; as a camera sees it if there is a shading (height, width)."""
     random = np.random.default_rng(11)
-    rows, columns, depth, side = 2, 3, 24, 96
+    (rows, columns), depth, side = tiles, 24, 96
     pitch = 0.8 * side
-    noise = random.standard_normal((depth + 2 * MARGIN, int(side + pitch) + 40, int(side + 2 * pitch) + 40))
+    height, width = (int(side + (n - 1) * pitch) + 40 for n in tiles)
+    noise = random.standard_normal((depth + 2 * MARGIN, height, width))
     smooth = sum(ndimage.gaussian_filter(noise, s) / ndimage.gaussian_filter(noise, s).std() for s in (1.2, 5))
     _, y, x = np.meshgrid(*(np.linspace(-1, 1, n) for n in noise.shape), indexing="ij")
     # Corners without tissue show what the camera reads without light.
@@ -100,12 +102,12 @@ def write_specimen(folder, *, shading=None, background=0):
         tile_shape=(depth, side, side),
         voxel_size_um=(5.0, 2.0, 2.0),
         overlap=(0.2, 0.2),
-        channels=2,
+        channels=channels,
         objective="10x 0.6NA",
         scanned=np.ones((rows, columns), bool),
         planes=plane,
     )
-    return Colm(folder, texture, positions.astype(float))
+    return Colm(folder, texture, positions.astype(float), tiles=tiles)
 
 
 @pytest.fixture(scope="session")

@@ -5,6 +5,7 @@ import os
 import shutil
 import stat
 import subprocess
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -131,6 +132,14 @@ class TestDownload:
         # Clipped, not wrapped.
         np.testing.assert_array_equal(found, np.clip(np.rint(raw * bias), 0, 65535))
         assert (found == 65535).any()
+        # Once, however often it is asked for; and nothing is left beside it.
+        download.download_tile(boto3.resource("s3"), "private", key, str(tmp_path), bias)
+        file = Path(download.get_out_path(key, str(tmp_path)))
+        np.testing.assert_array_equal(tifffile.imread(file), found)
+        assert [p.name for p in file.parent.iterdir()] == [file.name]
+        with pytest.raises(InputError, match=r"expected a correction of \(96, 96\) .* got one of \(2, 2\)"):
+            download.download_tile(boto3.resource("s3"), "private", key, str(tmp_path / "wrong"), np.ones((2, 2)))
+        assert not list((tmp_path / "wrong").rglob("*.tif"))
         download.download_tiles([key], "private", str(tmp_path / "plain"))
         np.testing.assert_array_equal(tifffile.imread(download.get_out_path(key, str(tmp_path / "plain"))), raw)
 

@@ -62,8 +62,8 @@ def test_names_kinds_and_defaults_are_those_of_2021(parser_of, module):
         assert action.nargs == {"+": "+", "3": 3}.get(entry.get("values")), entry
         wanted = as_value(entry["default"]) if "default" in entry else None
         if isinstance(wanted, str) and "public precomputed" in wanted:
-            # No address of somebody's server is built in: docs/migrating.md.
-            assert action.required and action.default is None, entry
+            # No address of somebody's server is built in; left out, it is BrainGlobe's atlas: docs/migrating.md.
+            assert not action.required and action.default is None, entry
         elif "default" in entry:
             assert (action.default or None) == (wanted or None), entry
     # What is new may be left out.
@@ -106,12 +106,11 @@ def test_modules_warn_and_explain_themselves_as_programs():
     )
     assert done.returncode == 0, done.stderr
     for module, (code, out, err, warned) in json.loads(done.stdout).items():
-        assert f"cloudreg.scripts.{module} is the interface of 2021" in warned[-1], module
-        if module in CLI:
-            assert code == 0
-            assert all(entry["name"] in out for entry in CLI[module])
-        else:
-            assert code == 2 and "error: expected" in err
+        assert len(warned) == 1 and f"cloudreg.scripts.{module} is the interface of 2021" in warned[0], module
+        assert code in (0, None) and not err, module
+        # Parameters of TeraStitcher's manner have no list: their help shows whole command lines.
+        documented = [entry["name"] for entry in CLI.get(module, [])] or ["-projin=" if "stitcher" in module else "-s="]
+        assert all(name in out for name in documented), module
 
 
 def test_planes_go_to_a_volume_and_to_a_file_by_programs(tmp_path):
@@ -140,6 +139,8 @@ WRONG = {
     "registration_accuracy -target_viz_link no -atlas_viz_link no": "a state of Neuroglancer at no",
     "colm_pipeline s3://a/b s3://a/c 2 5": "autofluorescence channel within 0 to 1",
     "registration -input_s3_path x -log_s3_path y -orientation LPS --bias_correction maybe": "expected True or False",
+    "registration -input_s3_path x -log_s3_path y -orientation LPS --atlas_s3_path t": "got one",
+    "registration -input_s3_path x -log_s3_path y -orientation LPS --atlas_orientation RAS": "orientation PIR for the",
     "ingest_image_stack -s3_path o -img_stack nowhere -fmt tif -voxel_size 1 1 0": "a voxel size is three positive",
 }
 

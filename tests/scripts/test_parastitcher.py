@@ -45,6 +45,11 @@ def test_the_examples():
     assert result.attempted >= 6 and not result.failed
 
 
+def test_the_words_are_those_of_the_command_line(para, converter, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["parastitcher.py", "-2", "-projin=a b.xml"])
+    assert para.extract_params() == converter.extract_params() == ["-2", "-projin=a b.xml"]
+
+
 def test_words_are_found_quoted_and_joined(para):
     words = ["-2", "-projin=a b.xml", "-sV=20"]
     assert para.check_flag(words, "-sH=", False) is None
@@ -118,6 +123,16 @@ class TestCommands:
             assert [h1 - h0, v1 - v0, d1 - d0] == sizes[index]
             assert '-sfmt="TIFF (unstitched, 3D)"' in command and "-resolutions=01" in command
         assert first != final and all('-dfmt="TIFF (series, 2D)"' in c for c in (first, final))
+
+    def test_each_command_can_be_made_by_itself(self, converter, made):
+        (first, _, _, final), read = made
+        shared = read[:11]
+        assert converter.generate_first_command(*shared) == first
+        assert converter.generate_final_command(*shared) == final
+        # Width, height, depth.
+        only = converter.generate_parallel_command([[0, 10, 4]], [[64, 30, 8]], *shared)
+        assert list(only) == [0]
+        assert all(word in only[0] for word in ("-H0=0 -H1=64", "-V0=10 -V1=30", "-D0=4 -D1=8"))
 
     def test_memory_is_printed_on_demand(self, converter, made, capsys):
         converter.create_commands(2, info=True)
@@ -195,7 +210,7 @@ def test_the_documented_steps_stitch_an_acquisition(para, quiet, colm, imported,
     assert abs(halves[2][20, 25] - block.mean()) <= 0.51
 
 
-@pytest.mark.parametrize(("form", "planes"), [("TIFF, tiled, 3D", 8), ("TIFF (tiled, 2D)", 1)])
+@pytest.mark.parametrize(("form", "planes"), [("TIFF, tiled, 3D", 8), ("TIFF (tiled, 2D)", 1), ("TIFF, tiled, 4D", 8)])
 def test_tiles_are_as_large_as_asked_for(converter, quiet, imported, tmp_path, colm, form, planes):
     out = tmp_path / "out"
     words = [f"-s={imported}", f"-d={out}", "-sfmt=TIFF (unstitched, 3D)", f"-dfmt={form}", "-resolutions=0"]
@@ -206,6 +221,10 @@ def test_tiles_are_as_large_as_asked_for(converter, quiet, imported, tmp_path, c
     (planar,) = series.iterdir()
     assert res.name == planar.name
     whole = np.stack([tifffile.imread(p) for p in sorted(planar.iterdir())])
+    if "4D" in form:
+        # The tiles of each channel are in a folder of its own.
+        (res,) = res.iterdir()
+        assert res.name == "CH_1"
     files = sorted(res.glob("*/*/*.tif"))
     read = 0
     for file in files:
@@ -216,6 +235,64 @@ def test_tiles_are_as_large_as_asked_for(converter, quiet, imported, tmp_path, c
         np.testing.assert_array_equal(tile, whole[z : z + tile.shape[0], y : y + tile.shape[1], x : x + tile.shape[2]])
         read += tile.size
     assert read == whole.size
+
+
+@pytest.mark.parametrize("form", ["TIFF (3D)", "Vaa3D raw", "HDF5 (Imaris IMS)", "OME-Zarr"])
+def test_other_formats_are_refused_with_what_writes_them(converter, quiet, imported, tmp_path, capsys, form):
+    assert converter.program([f"-s={imported}", f"-d={tmp_path / 'out'}", f"-dfmt={form}"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"got {form!r}: for one TIFF file or OME-Zarr run cloudreg convert" in line and "--engine" in line
+    assert not (tmp_path / "out").exists()
+
+
+def test_sources_that_can_not_be_read_are_refused(converter, quiet, imported, tmp_path, capsys):
+    words = [f"-s={imported}", f"-d={tmp_path / 'out'}", "-sfmt=Vaa3D raw (tiled, 3D)"]
+    assert converter.program(words) == 2
+    assert "got 'Vaa3D raw (tiled, 3D)': leave -sfmt out" in capsys.readouterr().err
+
+
+def test_the_memory_is_said_and_nothing_done_with_info(converter, quiet, imported, tmp_path, capsys):
+    assert converter.program([f"-s={imported}", f"-d={tmp_path / 'out'}", "-info"]) == 0
+    assert re.search(r"memory needed: [0-9.]+ GBytes", capsys.readouterr().out)
+    assert not (tmp_path / "out").exists()
+
+
+def test_isotropic_resolutions_keep_the_planes_that_are_far_apart(converter, quiet, colm, imported, tmp_path):
+    words = [f"-s={imported}", f"-d={tmp_path / 'out'}", "-resolutions=01", "-isotropic"]
+    assert converter.program(words) == 0
+    # 5 um from plane to plane, 2 um from pixel to pixel: the planes stay, the pixels become 4 um.
+    depth, height, width = colm.nominal_shape
+    names = {f"RES({height}x{width}x{depth})", f"RES({-(-height // 2)}x{-(-width // 2)}x{depth})"}
+    assert {p.name for p in (tmp_path / "out").iterdir()} == names
+
+
+def test_what_our_engine_does_not_need_is_named(para, quiet, imported, tmp_path, capsys):
+    words = ["-2", f"-projin={imported}", f"-projout={tmp_path / 'o.xml'}", "-algorithm=MIPNCC", "-sV=9"]
+    assert para.program([*words, "-noprogressbar"]) == 0
+    assert "not used here: algorithm, noprogressbar\n" in capsys.readouterr().err
+
+
+def test_alignment_is_by_the_channel_asked_for(para, quiet, imported, tmp_path, monkeypatch, capsys):
+    from cloudreg.scripts import _steps
+
+    seen = []
+    align = _steps.align_in_steps
+    monkeypatch.setattr(
+        _steps, "align_in_steps", lambda a, channel, *rest: seen.append(channel) or align(a, channel, *rest)
+    )
+    words = ["-2", f"-projin={imported}", f"-projout={tmp_path / 'o.xml'}"]
+    for more in ([], ["-imin_channel=1"], ["-imin_channel=all"]):
+        assert para.program([*words, *more]) == 0
+    assert seen == [0, 1, 0]
+    assert para.program([*words, "-imin_channel=R"]) == 2
+    assert "expected one of the channels 0, 1 of" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("module", ["parastitcher", "paraconverter"])
+def test_help_shows_the_command_lines(legacy, quiet, capsys, module):
+    assert legacy(module).program(["--help"]) == 0
+    printed = capsys.readouterr().out
+    assert f"python -m cloudreg.scripts.{module} -" in printed and "-resolutions=012" in printed
 
 
 def test_a_volume_is_converted_as_a_program(tmp_path):
@@ -243,6 +320,7 @@ def test_a_volume_is_converted_as_a_program(tmp_path):
         (["-2", "-projin=none.xml"], "expected a TeraStitcher project at none.xml"),
         (["-6", "-projin=none.xml"], "expected -s= .* and -d="),
         (["-2", "-projin=x", "--engine", "mpi"], "--engine own or terastitcher"),
+        (["-2", "-projin=x", "-np", "two"], "expected a number of processes for -np, got 'two'"),
     ],
 )
 def test_what_is_wrong_with_a_command_line_is_said(para, quiet, capsys, words, message):
@@ -319,6 +397,38 @@ class TestTeraStitcherItself:
         assert all(call[1] == "--parallel" for call in calls[1:-1])
         assert "-sfmt=TIFF (unstitched, 3D)" in calls[1]
         assert len(list(out.glob("*.block"))) == len(calls) - 2 > 4
+
+    @pytest.mark.parametrize("when", ["--parallel", "--makedirs", "--metadata"])
+    def test_an_exit_status_of_theirs_stops_it(self, converter, quiet, programs, imported, tmp_path, capsys, when):
+        fail = f"if {when!r} in sys.argv:\n    sys.exit('out of memory')\n"
+        program = tmp_path / "bin" / "teraconverter"
+        program.write_text(program.read_text() + fail)
+        words = [f"-s={imported}", f"-d={tmp_path / 'out'}", "-depth=8", "-height=64", "-width=64"]
+        assert converter.program([*words, "--engine=terastitcher"]) == 1
+        error = capsys.readouterr().err.splitlines()[-1]
+        assert error.startswith("error: ") and "ended with exit status 1: out of memory" in error
+        # What comes after a failure is not begun; what is done is not done again.
+        done = [call[1] for call in programs()]
+        assert ("--metadata" in done) == (when == "--metadata")
+        program.write_text(program.read_text().replace(fail, ""))
+        assert converter.program([*words, "--engine=terastitcher"]) == 0
+        later = [call[1] for call in programs()][len(done) :]
+        assert later.count("--parallel") == (0 if when == "--metadata" else done.count("--parallel") or len(later) - 2)
+
+    def test_several_of_them_run_at_a_time(self, para, quiet, programs, imported, tmp_path):
+        program = tmp_path / "bin" / "terastitcher"
+        meet = (
+            "import time\n"
+            f"Path({str(tmp_path)!r}, 'here.' + values['D0']).write_text('')\n"
+            "until = time.monotonic() + 20\n"
+            f"while len(list(Path({str(tmp_path)!r}).glob('here.*'))) < 2:\n"
+            "    time.sleep(0.01)\n"
+            "    if time.monotonic() > until:\n"
+            "        sys.exit('nobody else runs')\n"
+        )
+        program.write_text(program.read_text() + meet)
+        words = ["-2", f"-projin={imported}", f"-projout={tmp_path / 'o.xml'}", "-subvoldim=12"]
+        assert para.program([*words, "--engine=terastitcher", "-np=2"]) == 0
 
     def test_other_steps_are_passed_on(self, para, quiet, programs, imported, tmp_path):
         words = ["-4", f"-projin={imported}", f"-projout={tmp_path / 'o.xml'}", "-threshold=0.5"]

@@ -6,6 +6,7 @@ import urllib.parse
 
 import numpy as np
 import pytest
+import tifffile
 
 from brains import SHAPE, VOXEL_UM, brain, displacement_field, warped
 from cloudreg.errors import InputError
@@ -191,6 +192,69 @@ def test_a_given_rotation_makes_up_for_wrong_letters(registration, volumes, tmp_
     found, _ = opened.transform.target_to_atlas(opened.target_grid.index_to_um(index))
     inside = brain()[tuple(np.clip(np.rint(truth / VOXEL_UM).astype(int), 0, np.array(SHAPE) - 1).T)] > 0.3
     assert np.median(np.linalg.norm(found - truth, axis=1)[inside]) < 80
+
+
+@pytest.fixture
+def brainglobe(tmp_path, monkeypatch):
+    """BrainGlobe's folder on this machine, empty; and no internet."""
+    home = tmp_path / "brainglobe"
+    home.mkdir()
+    monkeypatch.setattr("brainglobe_atlasapi.config.get_brainglobe_dir", lambda: home)
+
+    def refuse(*args, **kwargs):
+        raise ConnectionError("no internet")
+
+    monkeypatch.setattr("brainglobe_atlasapi.BrainGlobeAtlas", refuse)
+    return home
+
+
+def test_without_an_atlas_it_is_the_allen_one_of_brainglobe(registration, volumes, brainglobe, tmp_path):
+    # The phantom in the axes in which BrainGlobe keeps it, which start at front, top and right.
+    folder = brainglobe / "allen_mouse_25um_v1.2"
+    folder.mkdir()
+    about = {"name": "allen_mouse", "resolution": [VOXEL_UM] * 3, "orientation": "asr"}
+    (folder / "metadata.json").write_text(json.dumps(about))
+
+    def as_kept(array):
+        # From R, I, P (z y x of PIR).
+        return array.transpose(2, 1, 0)[:, :, ::-1]
+
+    tifffile.imwrite(folder / "reference.tiff", as_kept(1000 * brain()).astype(np.uint16))
+    tifffile.imwrite(folder / "annotation.tiff", as_kept(labels_of(brain())))
+    rows = [{"id": int(i), "acronym": f"R{i}", "name": f"region {i}", "structure_id_path": [int(i)]}
+            for i in np.unique(labels_of(brain()))[1:]]  # fmt: skip
+    (folder / "structures.json").write_text(json.dumps(rows))
+    words = {"atlas_s3_path": None, "parcellation_s3_path": None, "bias_correction": False}
+    # A start that is given counts from the axes of PIR, too.
+    run(registration, volumes[0], tmp_path, translation=[1, 0, 0], **words)
+    found = open_volume(f"precomputed://{tmp_path}/regions_in_brain").read()
+    index = np.clip(np.rint(volumes[2] / VOXEL_UM).astype(int), 0, np.array(SHAPE) - 1)
+    expected = labels_of(brain())[tuple(index.reshape(-1, 3).T)].reshape(volumes[1].shape)
+    assert (found == expected)[expected > 0].mean() > 0.9
+    assert "region " in (tmp_path / "log" / "regions.csv").read_text()
+
+
+def test_without_an_atlas_and_the_internet_it_says_what_to_do(legacy, volumes, brainglobe, capsys, monkeypatch):
+    from cloudreg.execution import progress
+
+    monkeypatch.setattr(progress, "_console", None)
+    words = ["-input_s3_path", f"{volumes[0]}/brain", "-log_s3_path", "None", "-orientation", "LPS"]
+    code = legacy("registration").main([*words, "--output_local_path", str(brainglobe / "out")])
+    assert code == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith("error: the atlas allen_mouse_25um is not in") and "connect to the internet" in line
+
+
+def test_a_given_atlas_needs_no_brainglobe(registration, monkeypatch):
+    monkeypatch.setattr("cloudreg.atlas.load.brainglobe_folder", lambda name: pytest.fail("asked for an atlas"))
+    with pytest.raises(InputError, match=r"no_template"):
+        registration._atlas("no_template", "no_labels", "PIR")
+
+
+@pytest.mark.parametrize("change", [{"atlas_s3_path": None}, {"parcellation_s3_path": None}])
+def test_half_an_atlas_is_refused(registration, volumes, tmp_path, change):
+    with pytest.raises(InputError, match="or neither for the Allen atlas of BrainGlobe, got one"):
+        run(registration, volumes[0], tmp_path, **change)
 
 
 def test_mirrors_are_refused(registration, volumes, tmp_path):

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.parse
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from brains import SHAPE, VOXEL_UM, brain
 from cloudreg.errors import CommandFailedError
 from cloudreg.execution import progress
 from cloudreg.io import open_volume, write_volume
+from cloudreg.io.objects import list_files
 from cloudreg.space import Grid
 from object_store import KEY, SECRET
 from ssh_server import SshServer, make_keys
@@ -179,6 +181,29 @@ def test_a_registration_runs_there(legacy, machines, python, capsys):
     assert {word for word in got[2:] if word[:1] == "-" and not word[1].isdigit()} <= {a["name"] for a in documented}
 
 
+def test_without_an_atlas_the_machine_gets_it_from_brainglobe(legacy, machines, python):
+    identity = new_machine(machines.ec2)
+    words_without = ["-ssh_key_path", str(machines.keys["rsa"]), "-instance_id", identity, "--python", str(python)]
+    assert legacy("run_registration_ec2").main([*words_without, *REGISTRATION[4:]]) == 0
+    got = words(machines.folder)
+    assert "--atlas_s3_path" not in got and "--parcellation_s3_path" not in got
+    assert got[got.index("--atlas_orientation") + 1] == "PIR"
+
+
+def test_a_machine_is_started_and_commands_are_run_on_it_by_their_helpers(legacy, machines, capfd):
+    util, identity = legacy("util"), new_machine(machines.ec2)
+    address = util.start_ec2_instance(identity, "r5.8xlarge")
+    found = machine(machines.ec2, identity)
+    assert (found["State"]["Name"], found["InstanceType"]) == ("running", "r5.8xlarge")
+    assert address == found["PublicIpAddress"]
+    key = str(machines.keys["ed25519"])
+    # What it wrote to its errors is returned; all of it is shown.
+    assert util.run_command_on_server("echo done; echo careful >&2", key, address) == "careful\n"
+    assert util.run_command_on_server("true", key, address) == ""
+    with pytest.raises(CommandFailedError, match="exit status 4"):
+        util.run_command_on_server("exit 4", key, address)
+
+
 def test_a_wrong_call_starts_nothing(legacy, machines, capsys):
     identity = new_machine(machines.ec2)
     code = legacy("run_registration_ec2").main(
@@ -202,6 +227,8 @@ def with_cloudreg(machines, s3_server, monkeypatch):
     }.items():
         monkeypatch.setenv(name, value)
         machines.env[name] = value
+    # boto3 keeps the first user that it meets.
+    monkeypatch.setattr("boto3.DEFAULT_SESSION", None)
     machines.env["PYTHONPATH"] = os.pathsep.join(word for word in sys.path if word)
     return machines
 
@@ -223,6 +250,40 @@ def test_a_real_registration_runs_there_from_bucket_to_bucket(legacy, with_cloud
     found = open_volume("precomputed://s3://private/ec2/out")
     assert found.grid == grid and (found.read() == labels)[labels > 0].mean() > 0.9
     assert state_of(with_cloudreg.ec2, identity) == "stopped"
+
+
+@pytest.mark.parametrize(("tiles", "channels"), [((1, 2), 1), pytest.param((2, 3), 2, marks=pytest.mark.slow)])
+def test_a_real_colm_run_goes_there_from_tiles_in_a_bucket_to_volumes_in_a_bucket(
+    legacy, put, specimen, with_cloudreg, tmp_path, capsys, tiles, channels
+):
+    home = f"s3://private/ec2/{channels}"
+    y, x = np.meshgrid(*(np.linspace(-1, 1, 96),) * 2, indexing="ij")
+    flat = 1.1 - 0.2 * (y**2 + x**2)
+    colm = specimen(tmp_path / "raw", shading=flat, background=110, tiles=tiles, channels=channels)
+    put(colm.path, f"{home}/tiles")
+    # No server of states answers there: the link holds the state itself.
+    with_cloudreg.env["https_proxy"] = "http://127.0.0.1:9"
+    identity = new_machine(with_cloudreg.ec2)
+    legacy("run_colm_pipeline_ec2").run_colm_pipeline(
+        str(with_cloudreg.keys["ed25519"]), identity, f"{home}/tiles", f"{home}/volumes", channels, 0, f"{home}/log",
+        python=sys.executable,
+    )  # fmt: skip
+    found = machine(with_cloudreg.ec2, identity)
+    assert (found["State"]["Name"], found["InstanceType"]) == ("stopped", "r5d.24xlarge")
+    for channel in range(channels):
+        volume = open_volume(f"precomputed://{home}/volumes/{channel}")
+        assert volume.grid.voxel_size_um == colm.voxel and volume.dtype == np.uint16
+        # What was there is there again: not the seams, the shading or the shifts of the tiles.
+        inner = (slice(6, 18), slice(40, -40), slice(40, -40))
+        seen, truth = volume.read()[inner].ravel(), colm.specimen(volume.grid.shape)[inner].ravel()
+        tissue = truth > 600
+        assert np.corrcoef(np.log(seen[tissue] + 1.0), np.log(truth[tissue]))[0, 1] > 0.97
+    shading = {f"shading/channel_{channel:02d}/flat.tif" for channel in range(channels)}
+    assert {"xml_merging.xml", *shading} <= set(list_files(f"{home}/log"))
+    (link,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("https://")]
+    layers = json.loads(urllib.parse.unquote(link.partition("#!")[2]))["layers"]
+    shown = [layer["source"]["url"].partition("/private/")[2] for layer in layers]
+    assert shown == [f"ec2/{channels}/volumes/{channel}" for channel in range(channels)]
 
 
 def test_bad_input_there_is_one_line_and_exit_code_two_here(legacy, with_cloudreg, capsys):

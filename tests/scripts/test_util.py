@@ -148,6 +148,37 @@ def test_a_stitching_project_is_fetched_only_when_it_is_whole(util, s3, tmp_path
     assert "merging" in (tmp_path / "a" / "xml_merging.xml").read_text()
 
 
+def test_files_go_to_a_bucket_and_are_found_again(util, s3, tmp_path):
+    for name in ("a.xml", "b.txt"):
+        (tmp_path / name).write_text(name)
+        util.upload_file_to_s3(str(tmp_path / name), "private", f"helpers/{name}")
+    keys = util.get_matching_s3_keys("private", prefix="helpers/", suffix=".xml")
+    # Keys are yielded, not returned all at once.
+    assert next(keys) == "helpers/a.xml" and list(keys) == []
+    assert sorted(util.get_matching_s3_keys("private", "helpers/")) == ["helpers/a.xml", "helpers/b.txt"]
+    assert list(util.get_matching_s3_keys("private", "none")) == []
+
+
+@pytest.mark.parametrize("words", [("s3", "ls"), (["s3", "ls"],)])
+def test_the_aws_command_line_is_run_and_its_errors_raise(util, tmp_path, monkeypatch, words):
+    program = tmp_path / "aws"
+    program.write_text(f'#!/bin/sh\necho "$@" > {tmp_path}/words\nexit $(cat {tmp_path}/end)\n')
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    (tmp_path / "end").write_text("0")
+    assert util.aws_cli(*words) is None
+    assert (tmp_path / "words").read_text() == "s3 ls\n"
+    (tmp_path / "end").write_text("1")
+    with pytest.raises(RuntimeError, match="aws s3 ls ended with exit status 1"):
+        util.aws_cli(*words)
+
+
+def test_without_the_aws_command_line_that_raises_too(util, tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(RuntimeError, match="pipx install awscli"):
+        util.aws_cli("s3", "ls")
+
+
 @pytest.mark.parametrize("jobs", [1, 2])
 def test_joblib_reports_to_a_bar(util, jobs):
     joblib = pytest.importorskip("joblib")

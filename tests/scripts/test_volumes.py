@@ -131,7 +131,7 @@ class TestCreate:
         assert create.main([str(folder), *words]) == 0
         assert open_volume(f"precomputed://{out}").grid.voxel_size_um == (3, 2, 1.5)
 
-    def test_a_cloud_volume_is_made_and_filled(self, create, tmp_path):
+    def test_a_cloud_volume_is_made_and_filled(self, create, legacy, tmp_path):
         pytest.importorskip("cloudvolume")
         words = (f"{tmp_path}/layer", [30, 20, 7], [2000, 2000, 5000], 2, [16, 16, 1])
         vol = create.create_cloud_volume(*words)
@@ -141,6 +141,9 @@ class TestCreate:
         vol[:, :, 3] = PLANES[3].T[:, :, None]
         np.testing.assert_array_equal(open_volume(f"precomputed://{tmp_path}/layer").read()[3], PLANES[3])
         assert create.create_cloud_volume(*words).shape == vol.shape
+        # CloudVolume's own object is what get_mip_at_res takes.
+        mip, resolution = legacy("download_data").get_mip_at_res(vol, 5000)
+        assert mip == 1 and list(resolution) == [4000, 4000, 5000]
         with pytest.raises(InputError, match="got another one"):
             create.create_cloud_volume(*words, dtype="uint8")
 

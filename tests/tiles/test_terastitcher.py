@@ -184,6 +184,20 @@ def test_projection_takes_the_most_reliable_layer_of_each_axis_and_the_first_of_
     assert (best.y.px, best.x.px, best.z.px) == (2, 868, 3)
 
 
+def test_partial_projects_are_merged_with_each_displacement_once(imported, measured):
+    def part(columns):
+        keep = {(t.row, t.column, side): getattr(t, side) for t in measured.tiles for side in ("east", "south")}
+        return imported.linked({place: links for place, links in keep.items() if place[1] in columns})
+
+    parts = [part({0, 1}), part({1, 2})]
+    assert all(p.tiles != measured.tiles for p in parts)
+    # Both have the middle column.
+    assert imported.merged(parts).tiles == measured.tiles
+    other = replace(measured.tiles[0].east[0], x=AxisDisplacement(860, 870, 0.5, 9))
+    layered = imported.merged([measured, measured.linked({(0, 0, "east"): (other,)})])
+    assert layered.tiles[0].east == (*measured.tiles[0].east, other)
+
+
 def test_thresholding_resets_the_empty_overlap_and_spares_the_rest(measured):
     kept = measured.thresholded(0.3)
     (east,) = kept.tile(0, 1).east

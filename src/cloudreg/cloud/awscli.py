@@ -11,6 +11,10 @@ from collections.abc import Sequence
 from cloudreg.errors import CommandFailedError, InputError
 
 
+class ProgramMissingError(InputError, RuntimeError):
+    """A program that is called is not installed; an error of running it, as callers of it expect."""
+
+
 def aws_cli(*cmd: str | Sequence[str]) -> None:
     """Run the AWS command line, and show what it prints.
 
@@ -21,15 +25,15 @@ def aws_cli(*cmd: str | Sequence[str]) -> None:
 
     Raises
     ------
-    InputError
+    ProgramMissingError
         If the program ``aws`` is not installed.
     CommandFailedError
-        A RuntimeError; if it ends with an error.
+        If it ends with an error. Both are RuntimeErrors.
     """
     words = [word for part in cmd for word in ([part] if isinstance(part, str) else part)]
     program = shutil.which("aws")
     if program is None:
-        raise InputError("the program aws is needed for this and is not on the PATH: run pipx install awscli")
+        raise ProgramMissingError("the program aws is needed for this and is not on the PATH: run pipx install awscli")
     last = ""
     with subprocess.Popen([program, *words], stderr=subprocess.PIPE, text=True, errors="replace") as running:
         for line in running.stderr or ():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import configparser
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ from cloudreg.cloud.aws import aws_session, explaining_aws
 from cloudreg.errors import InputError
 from cloudreg.io.credentials import S3Access
 from cloudreg.io.objects import list_files
+
+_COPIED_BYTES = 2**20
 
 
 def matching_keys(bucket: str, prefix: str = "", suffix: str = "") -> Iterator[str]:
@@ -60,6 +63,38 @@ def upload_file(local_path: str | Path, s3_bucket: str, s3_key: str) -> None:
             client.upload_file(str(path), s3_bucket, s3_key)
         except S3UploadFailedError as error:
             raise error.__context__ or error from None
+
+
+def download_file(client: Any, s3_bucket: str, s3_key: str, local_path: str | Path) -> None:
+    """Copy a file out of a bucket, unless one of its size is here already; it appears under its name when it is whole.
+
+    Parameters
+    ----------
+    client
+        Of `s3_client`: one for many files, because it takes longer to make than a small file to bring.
+    s3_bucket, s3_key
+        Where the file lies.
+    local_path
+        Where it goes; folders are made.
+
+    Raises
+    ------
+    InputError
+        If there is no such file or bucket, or it may not be read.
+    StoreUnreachableError
+        If the server gives no answer.
+    """
+    path = Path(local_path)
+    with explaining_aws(f"read s3://{s3_bucket}/{s3_key}"):
+        answer = client.get_object(Bucket=s3_bucket, Key=s3_key)
+        with answer["Body"] as body:
+            if path.exists() and path.stat().st_size == int(answer["ContentLength"]):
+                return
+            path.parent.mkdir(parents=True, exist_ok=True)
+            part = path.with_name(f".{path.name}.part")
+            with part.open("wb") as file:
+                shutil.copyfileobj(body, file, _COPIED_BYTES)
+    part.replace(path)
 
 
 def s3_client(bucket: str) -> Any:

@@ -1,19 +1,15 @@
-"""TeraStitcher's steps, done by our stitching or by TeraStitcher's own programs."""
+"""TeraStitcher's steps, done by our stitching; `_terastitcher` lets TeraStitcher's own programs do them."""
 
 from __future__ import annotations
 
 import hashlib
 import os
 import re
-import shlex
-import shutil
-import subprocess
-from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import nullcontext
+from argparse import Namespace
+from collections.abc import Sequence
 from pathlib import Path
 
-from cloudreg.errors import CloudRegError, InputError
+from cloudreg.errors import InputError
 from cloudreg.execution import Engine, Ledger
 from cloudreg.execution.progress import say
 from cloudreg.io import Volume, open_volume, remove_volume
@@ -22,14 +18,38 @@ from cloudreg.io.lengths import VoxelSizeUnknownError
 from cloudreg.io.terafly import TeraflyForm, write_terafly
 from cloudreg.scripts import _planner as planner
 from cloudreg.scripts import _words as words
+from cloudreg.scripts._commands import read_params
+from cloudreg.scripts._legacy import run
+from cloudreg.scripts._terastitcher import drive
 from cloudreg.settings import AlignSettings, FusionSettings
 from cloudreg.space import Box
 from cloudreg.stitching import align_in_steps, fuse
-from cloudreg.tiles import Acquisition, Displacement, Project, open_acquisition, read_project, write_project
+from cloudreg.tiles import Acquisition, Project, open_acquisition, read_project, write_project
 
 _STEPS = {"displcompute": "2", "displproj": "3", "displthres": "4", "placetiles": "5", "merge": "6"}
 _NAMES = {"2": "displcomp", "3": "displproj", "4": "displthres", "5": "merging"}
-_FORMS: dict[str, TeraflyForm] = {"series2d": "series", "tiled2d": "tiles_2d", "tiled3d": "tiles_3d"}
+_FORMS: dict[str, TeraflyForm] = {
+    "series2d": "series",
+    "tiled2d": "tiles_2d",
+    "tiled3d": "tiles_3d",
+    "tiled4d": "tiles_4d",
+}
+_SOURCES = ("unstitched2d", "unstitched3d", "series2d", "3d")
+_USED = {
+    "2": {"projin", "projout", "sV", "sH", "sD", "subvoldim", "imin_channel"},
+    "3": {"projin", "projout"},
+    "4": {"projin", "projout", "threshold"},
+    "5": {"projin", "projout"},
+    "6": {"info", "isotropic"},
+}
+
+
+def as_program(params: Sequence[str], explanation: str | None, *, conversion: bool = False) -> int:
+    """Run a command line, see `run_step`, or explain it where ``--help`` is asked for; return the exit code."""
+    if {"-h", "--help"} & {*params}:
+        print(explanation)
+        return 0
+    return run(lambda given: run_step(given.words, conversion=conversion), Namespace(words=params))
 
 
 def run_step(params: Sequence[str], *, conversion: bool = False) -> None:
@@ -50,6 +70,8 @@ def run_step(params: Sequence[str], *, conversion: bool = False) -> None:
     chosen = _option(params, "engine", "own")
     workers = _option(params, "np", "")
     cluster = _option(params, "cluster", "")
+    if workers and not (workers.isdecimal() and int(workers)):
+        raise InputError(f"expected a number of processes for -np, got {workers!r}")
     steps = {_STEPS.get(word.strip("-"), word.strip("-")) for word in params if "=" not in word} & set("23456")
     if conversion:
         steps = {"6"}
@@ -58,14 +80,11 @@ def run_step(params: Sequence[str], *, conversion: bool = False) -> None:
     (step,) = steps
     with Engine(workers=int(workers) if workers else None, cluster=cluster or None) as engine:
         if chosen == "terastitcher":
-            program = "teraconverter" if step == "6" else "terastitcher"
-            if shutil.which(program) is None:
-                raise InputError(f"expected TeraStitcher's program {program} on the PATH for --engine, found none")
-            drive = {"2": _drive_alignment, "6": _drive_conversion}.get(step)
-            drive(params, engine) if drive else worker(shlex.join([program, *params]))
+            drive(step, params, engine)
         elif step == "6":
             convert(params, engine)
         else:
+            _say_unused(step, params)
             _place(step, params, engine)
 
 
@@ -74,48 +93,29 @@ def subordinate() -> None:
     say("this process has nothing to do: the main one works in parallel by itself")
 
 
-def worker(input_file: str) -> None:
-    """Run one command of a queue; an exit status other than 0 is an error."""
-    done = subprocess.run(shlex.split(input_file), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    if done.returncode:
-        last = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
-        raise CloudRegError(f"{input_file} ended with exit status {done.returncode}: {last}")
-
-
-def dispatch(
-    queue: Iterable[str] | Mapping[int, str], rs_fname: str | None = None, engine: Engine | None = None
-) -> None:
-    """Run the commands of a queue side by side, in its order.
-
-    Parameters
-    ----------
-    queue
-        Commands, in a list or by index.
-    rs_fname
-        File that remembers which are done, so that a stopped queue goes on.
-    engine
-        Where; by default on all cores of this machine.
-    """
-    commands = list(queue.values()) if isinstance(queue, Mapping) else list(queue)
-    ledger = None if rs_fname is None else Ledger(rs_fname)
-    with Engine() if engine is None else nullcontext(engine) as running:
-        running.run(worker, commands, label="commands", unit="commands", ledger=ledger)
-
-
 def convert(params: Sequence[str], engine: Engine) -> list[Path]:
     """Do step 6: stitch a placed project, or take a volume, and write it as folders of TIFF files.
 
     A stopped conversion of the same source to the same place goes on where it was.
     """
-    source, output, wb1, wb2, wb3, _, dfmt, levels, most, *_ = words.read_params(params)
+    source, output, wb1, wb2, wb3, sfmt, dfmt, levels, most, others, *_ = read_params(params)
     form = _form(dfmt)
+    if _plain(sfmt) not in _SOURCES:
+        raise InputError(
+            'expected "TIFF (unstitched, 3D)", "TIFF (series, 2D)" or "TIFF (3D)" as the format to read, got '
+            f"{sfmt!r}: leave -sfmt out for what cloudreg convert reads, or give --engine terastitcher"
+        )
+    _say_unused("6", others)
+    asked = {word.strip("-") for word in others}
+    isotropic = "isotropic" in asked
     out = Path(output)
-    if "info" in {word.strip("-") for word in params}:
+    if "info" in asked:
         print(f"memory needed: {engine.memory_bytes / 1e9:.3f} GBytes at most")
         return []
-    key = hashlib.sha256(f"{Path(source).absolute()} {_age(source)} {form} {levels} {wb1} {wb2} {wb3}".encode())
-    stitched = out / f".stitched.{key.hexdigest()[:16]}.ome.zarr"
-    ledgers = [out / f".{key.hexdigest()[:16]}.{name}.ledger" for name in ("fuse", "planes")]
+    what = f"{Path(source).absolute()} {_age(source)} {form} {levels} {isotropic} {wb1} {wb2} {wb3}"
+    key = hashlib.sha256(what.encode()).hexdigest()[:16]
+    stitched = out / f".stitched.{key}.ome.zarr"
+    ledgers = [out / f".{key}.{name}.ledger" for name in ("fuse", "planes")]
     volume = _volume(source, stitched, engine, Ledger(ledgers[0]))
     if form == "series":
         # Whole chunks, so that none is read twice, and whole voxels of the coarsest resolution.
@@ -123,7 +123,9 @@ def convert(params: Sequence[str], engine: Engine) -> list[Path]:
         boxes = blocks_within(volume.grid.shape, unit, 3 * volume.dtype.itemsize, engine.memory_per_block_bytes)
     else:
         boxes = _planned(volume.grid.shape, (wb1, wb2, wb3), most)
-    folders = write_terafly(volume, out, boxes, form=form, levels=levels, engine=engine, ledger=Ledger(ledgers[1]))
+    folders = write_terafly(
+        volume, out, boxes, form=form, levels=levels, isotropic=isotropic, engine=engine, ledger=Ledger(ledgers[1])
+    )
     if stitched.exists():
         remove_volume(str(stitched))
     for ledger in ledgers:
@@ -139,7 +141,7 @@ def _place(step: str, params: list[str], engine: Engine) -> None:
     out = Path(words.check_flag(params, "-projout=", False) or Path(projin).with_name(f"xml_{_NAMES[step]}.xml"))
     project = read_project(projin)
     if step == "2":
-        acquisition, channel = _opened(project)
+        acquisition, channel = _opened(project, words.check_flag(params, "-imin_channel=", False))
         settings = AlignSettings(
             search_um=_search_um(params, acquisition),
             layer_planes=words.read_item(params, "-subvoldim=", 60, message=False),
@@ -158,63 +160,24 @@ def _place(step: str, params: list[str], engine: Engine) -> None:
         write_project(placed, out, step="merging")
 
 
-def _drive_alignment(params: list[str], engine: Engine) -> None:
-    """Do step 2 by several runs of TeraStitcher, each for a part of the grid and of the depth."""
-    projin = words.check_flag(params, "-projin=", False)
-    projout = words.check_flag(params, "-projout=", False)
-    if not projin or not projout:
-        raise InputError("expected -projin= and -projout=, the projects before and after")
-    project = read_project(projin)
-    planes = words.read_item(params, "-subvoldim=", 100, message=False)
-    layers = planner.create_starts_end(_even(project.slices, -(-project.slices // planes)), open_dx=False)
-    cuts = planner.do_additional_partition(engine.workers, project.rows, project.columns, len(layers[0]))
-    rows, columns = _sharing(project.rows, cuts[0]), _sharing(project.columns, cuts[1])
-    parts = Path(projout).with_name(f".parts.{Path(projout).name}")
-    shutil.rmtree(parts, ignore_errors=True)
-    parts.mkdir(parents=True)
-    rest = [w for w in params if w.lstrip("-").partition("=")[0] not in ("projout", "2", "displcompute")]
-    queue = {}
-    boxes = [(r, c, d) for r in rows for c in columns for d in zip(*layers, strict=True)]
-    for number, ((r0, r1), (c0, c1), (d0, d1)) in enumerate(boxes):
-        part = [f"-projout={parts / f'{number:05d}.xml'}", f"-R0={r0}", f"-R1={r1}", f"-C0={c0}", f"-C1={c1}"]
-        queue[number] = shlex.join(["terastitcher", "-2", *rest, *part, f"-D0={d0}", f"-D1={d1}"])
-    sizes = {n: [r[1] - r[0] + 1, c[1] - c[0] + 1, d[1] - d[0] + 1] for n, (r, c, d) in enumerate(boxes)}
-    order = planner.sort_elaborations(planner.score_function(sizes))
-    dispatch(planner.sort_work(queue, order), engine=engine)
-    write_project(_merged(project, sorted(parts.glob("*.xml"))), projout, step="displcomp")
-    shutil.rmtree(parts)
+def _say_unused(step: str, params: Sequence[str]) -> None:
+    """Name the parameters of TeraStitcher that have no meaning for our engine."""
+    names = [word.lstrip("-").partition("=")[0] for word in params if word.startswith("-")]
+    unused = [name for name in names if name not in _USED[step] and _STEPS.get(name, name) != step]
+    if unused:
+        say(f"parameters that only TeraStitcher needs, not used here: {', '.join(unused)}")
 
 
-def _drive_conversion(params: list[str], engine: Engine) -> None:
-    """Do step 6 by several runs of TeraConverter, one a block."""
-    params = [word for word in params if word.strip("-") not in ("6", "merge")]
-    first, commands, sizes, final = words.create_commands(engine.workers, words=params)
-    out = words.read_params(params)[1]
-    Path(out).mkdir(parents=True, exist_ok=True)
-    key = hashlib.sha256("\n".join([first, *commands.values()]).encode()).hexdigest()[:16]
-    resume = Path(out) / f".{key}.ledger"
-    if not resume.exists():
-        worker(first)
-    order = planner.sort_elaborations(planner.score_function(sizes))
-    dispatch(planner.sort_work(commands, order), str(resume), engine)
-    worker(final)
-    resume.unlink(missing_ok=True)
-
-
-def _merged(project: Project, parts: Sequence[Path]) -> Project:
-    """Return a project with the displacements of all its parts, each once."""
-    found: dict[tuple[int, int, str], list[Displacement]] = defaultdict(list)
-    for part in parts:
-        for tile in read_project(part).tiles:
-            for side, displacements in (("east", tile.east), ("south", tile.south)):
-                known = found[tile.row, tile.column, side]
-                known += [d for d in displacements if d not in known]
-    return project.linked({place: tuple(displacements) for place, displacements in found.items()})
-
-
-def _opened(project: Project) -> tuple[Acquisition, int]:
-    """Open the tiles of a project, and find out which channel it is of."""
+def _opened(project: Project, wanted: str | None = None) -> tuple[Acquisition, int]:
+    """Open the tiles of a project, and find out which channel it is of, unless one is wanted."""
     acquisition = open_acquisition(project.stacks_dir)
+    if wanted not in (None, "all"):
+        if not wanted.isdecimal() or int(wanted) not in acquisition.channels:
+            raise InputError(
+                f"expected one of the channels {', '.join(map(str, acquisition.channels))} of {project.stacks_dir} "
+                f"for -imin_channel, got {wanted!r}"
+            )
+        return acquisition, int(wanted)
     pattern = next((tile.pattern for tile in project.tiles if tile.pattern), "")
     named = re.search(r"CHN(\d+)", pattern)
     if named is not None:
@@ -225,10 +188,9 @@ def _opened(project: Project) -> tuple[Acquisition, int]:
 
 
 def _search_um(params: list[str], acquisition: Acquisition) -> tuple[float, float, float]:
-    usual = AlignSettings().search_um
-    given = [words.check_flag(params, f"-s{axis}=", False) for axis in "DVH"]
-    sizes = acquisition.voxel_size_um
-    z, y, x = (u if g is None else float(g) * size for g, u, size in zip(given, usual, sizes, strict=True))
+    """Return how far to search along z, y and x, as given in pixels (-sD=, -sV=, -sH=) or as usual."""
+    usual = zip("DVH", AlignSettings().search_um, acquisition.voxel_size_um, strict=True)
+    z, y, x = (words.read_item(params, f"-s{axis}=", um / size, message=False) * size for axis, um, size in usual)
     return z, y, x
 
 
@@ -256,26 +218,20 @@ def _planned(shape: Sequence[int], rough: Sequence[int], level: int) -> list[Box
     return list(planner.sort_work(boxes, order).values())
 
 
+def _plain(name: str) -> str:
+    """Return a format's name without what differs: it is written with brackets or with commas."""
+    return re.sub(r"[^a-z0-9]", "", name.lower().replace("tiff", ""))
+
+
 def _form(name: str) -> TeraflyForm:
-    """Return what a format of TeraConverter is called here; it writes them with brackets or commas."""
-    plain = re.sub(r"[^a-z0-9]", "", name.lower().replace("tiff", ""))
-    if plain not in _FORMS:
-        known = '"TIFF (series, 2D)", "TIFF (tiled, 2D)" and "TIFF (tiled, 3D)"'
-        raise InputError(f"expected {known} as the format to write, got {name!r}: convert with cloudreg convert")
-    return _FORMS[plain]
-
-
-def _even(length: int, parts: int) -> list[int]:
-    """Cut a length as evenly as possible, the longer parts first."""
-    return [length // parts + (i < length % parts) for i in range(parts)]
-
-
-def _sharing(count: int, parts: int) -> list[tuple[int, int]]:
-    """Cut a row of tiles into ranges (first and last) that share a tile, so that no pair of neighbours is lost."""
-    if count == 1:
-        return [(0, 0)]
-    starts, ends = planner.create_starts_end(_even(count - 1, min(parts, count - 1)))
-    return list(zip(starts, ends, strict=True))
+    """Return what a format of TeraConverter is called here."""
+    if _plain(name) not in _FORMS:
+        raise InputError(
+            'expected "TIFF (series, 2D)", "TIFF (tiled, 2D)", "TIFF (tiled, 3D)" or "TIFF (tiled, 4D)" as the format '
+            f"to write, got {name!r}: for one TIFF file or OME-Zarr run cloudreg convert, for others give "
+            "--engine terastitcher"
+        )
+    return _FORMS[_plain(name)]
 
 
 def _option(params: list[str], name: str, default: str) -> str:

@@ -91,14 +91,22 @@ def download_tile(
     bias
         Multiplied by the plane before it is stored, of its size; the result is rounded and clipped.
     """
+    from cloudreg.cloud.s3 import download_file
+
     path = Path(get_out_path(raw_tile_path, outdir))
-    _fetch(s3.meta.client, raw_tile_bucket, raw_tile_path, path)
-    if bias is not None:
-        raw, factor = read_image(path), np.asarray(bias, dtype=float)
-        if factor.shape != raw.shape:
-            path.unlink()
-            raise InputError(f"expected a correction of {raw.shape} for {raw_tile_path}, got one of {factor.shape}")
-        write_plane(path, to_dtype(raw * factor, raw.dtype))
+    if bias is None:
+        download_file(s3.meta.client, raw_tile_bucket, raw_tile_path, path)
+        return
+    # Beside its place: what lies there may be multiplied already.
+    fetched = path.with_name(f".recorded.{path.name}")
+    try:
+        download_file(s3.meta.client, raw_tile_bucket, raw_tile_path, fetched)
+        raw, factor = read_image(fetched), np.asarray(bias, dtype=float)
+    finally:
+        fetched.unlink(missing_ok=True)
+    if factor.shape != raw.shape:
+        raise InputError(f"expected a correction of {raw.shape} for {raw_tile_path}, got one of {factor.shape}")
+    write_plane(path, to_dtype(raw * factor, raw.dtype))
 
 
 def download_tiles(tiles: Sequence[str], raw_tile_bucket: str, outdir: str) -> None:
@@ -143,26 +151,11 @@ def get_out_path(in_path: str, outdir: str) -> str:
 
 
 def _download(bucket: str, outdir: str, keys: Sequence[str]) -> None:
-    from cloudreg.cloud.s3 import s3_client
+    from cloudreg.cloud.s3 import download_file, s3_client
 
     client = s3_client(bucket)
     for key in keys:
-        _fetch(client, bucket, key, Path(get_out_path(key, outdir)))
-
-
-def _fetch(client: Any, bucket: str, key: str, path: Path) -> None:
-    """Copy an object to a file, unless a file of its size is there."""
-    from cloudreg.cloud.aws import explaining_aws
-
-    with explaining_aws(f"read s3://{bucket}/{key}"):
-        answer = client.get_object(Bucket=bucket, Key=key)
-        with answer["Body"] as body:
-            if path.exists() and path.stat().st_size == int(answer["ContentLength"]):
-                return
-            path.parent.mkdir(parents=True, exist_ok=True)
-            part = path.with_name(f".{path.name}.part")
-            part.write_bytes(body.read())
-    part.replace(path)
+        download_file(client, bucket, key, get_out_path(key, outdir))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -1,17 +1,29 @@
 """2021: TeraStitcher's steps in parallel, as functions and as a program.
 
-``python -m cloudreg.scripts.parastitcher -2 -projin=xml_import.xml -projout=xml_displcomp.xml -sV= -sH= -sD=`` aligns;
-``-3``, ``-4 -threshold=`` and ``-5`` go on from there; ``-6 -projin=xml_merging.xml -volout=folder -resolutions=012``
-writes the stitched volume. Our own stitching does the work, on all cores or on ``--cluster tcp://…``; with
-``--engine terastitcher``, TeraStitcher's programs on the PATH do it.
+python -m cloudreg.scripts.parastitcher -2 -projin=xml_import.xml -projout=xml_displcomp.xml [-sV=V -sH=H -sD=D]
+    [-subvoldim=60] [-imin_channel=C]
+python -m cloudreg.scripts.parastitcher -3 -projin=xml_displcomp.xml -projout=xml_displproj.xml
+python -m cloudreg.scripts.parastitcher -4 -projin=xml_displproj.xml -projout=xml_displthres.xml [-threshold=0.7]
+python -m cloudreg.scripts.parastitcher -5 -projin=xml_displthres.xml -projout=xml_merging.xml
+python -m cloudreg.scripts.parastitcher -6 -projin=xml_merging.xml -volout=FOLDER [-volout_plugin=FORMAT]
+    [-resolutions=012] [-slicedepth=256 -sliceheight=256 -slicewidth=256] [-isotropic] [-info]
+
+Our own stitching does the work, on all cores (or -np=N of them) or on --cluster tcp://HOST:PORT; with --engine
+terastitcher, TeraStitcher's programs on the PATH do it. Formats: see paraconverter.
 """
 
 from __future__ import annotations
 
-import argparse
 import sys
 
-from cloudreg.scripts._legacy import moved, run
+from cloudreg.scripts._commands import (
+    create_commands,
+    generate_final_command,
+    generate_first_command,
+    generate_parallel_command,
+    read_params,
+)
+from cloudreg.scripts._legacy import moved
 from cloudreg.scripts._planner import (
     create_sizes,
     create_starts_end,
@@ -26,22 +38,18 @@ from cloudreg.scripts._planner import (
     sort_start_end,
     sort_work,
 )
-from cloudreg.scripts._steps import dispatch, run_step, subordinate, worker
+from cloudreg.scripts._steps import as_program, subordinate
+from cloudreg.scripts._terastitcher import dispatch, worker
 from cloudreg.scripts._words import (
     check_double_quote,
     check_flag,
     collect_instructions,
-    create_commands,
     eliminate_double_quote,
     extract_np,
     extract_params,
     find_last_slash,
-    generate_final_command,
-    generate_first_command,
-    generate_parallel_command,
     read_input,
     read_item,
-    read_params,
     search_for_entry,
 )
 
@@ -94,8 +102,7 @@ def main_step6(queue: list[str], rs_fname: str) -> None:
 
 def program(argv: list[str] | None = None) -> int:
     """Do the step that a command line asks for; return the exit code."""
-    words = argparse.Namespace(words=extract_params() if argv is None else argv)
-    return run(lambda given: run_step(given.words), words)
+    return as_program(extract_params() if argv is None else argv, __doc__)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,18 +19,20 @@ from cloudreg.io import Volume, convert, open_volume
 from cloudreg.io.objects import plain_address, read_json
 from cloudreg.registration import open_registration
 from cloudreg.registration.folder import MANIFEST
+from cloudreg.scripts._affine import about_middles
 from cloudreg.scripts._legacy import axis_letters, boolean, moved, precomputed, run, text_or_none, three
 from cloudreg.scripts._precomputed import finest_scale
 from cloudreg.scripts._storage import store
 from cloudreg.settings import RegistrationSettings, override
 from cloudreg.space import axes_between
-from cloudreg.transforms import Frame, affine_between_middles, turned
 from cloudreg.viewer import write_registration_report
 
 moved("registration", "cloudreg register")
 
 __all__ = ["get_affine_matrix", "register"]
 
+USUAL_ATLAS = "allen_mouse_25um"
+_USUAL_LETTERS = "PIR"
 _USUAL_REGULARIZATION = 5000.0
 
 
@@ -61,20 +62,16 @@ def get_affine_matrix(
         Put the middle at the origin. Otherwise it lies where that of the reoriented volume does, so that a volume
         that is neither turned nor moved begins at the origin.
     """
-    linear = _linear(rotation, from_orientation, to_orientation, fixed_scale)
     middle = finest_scale(s3_path).middle_um
-    affine = np.eye(4)
-    affine[:3, :3] = linear
-    affine[:3, 3] = three(fixed_scale, "scale") * three(translation, "translation") - linear @ middle
-    if not center:
-        affine[:3, 3] += np.abs(_permutation(from_orientation, to_orientation)) @ middle
-    return affine
+    reoriented = np.abs(axes_between(from_orientation, to_orientation, allow_mirror=True)) @ middle
+    there = np.zeros(3) if center else reoriented
+    return about_middles(translation, rotation, from_orientation, to_orientation, fixed_scale, (middle, there))
 
 
 def register(
     input_s3_path: str,
-    atlas_s3_path: str,
-    parcellation_s3_path: str,
+    atlas_s3_path: str | None,
+    parcellation_s3_path: str | None,
     atlas_orientation: str,
     output_s3_path: str | None,
     log_s3_path: str | None,
@@ -95,7 +92,9 @@ def register(
     Parameters
     ----------
     input_s3_path, atlas_s3_path, parcellation_s3_path
-        Precomputed volumes: what is registered, the atlas, and the atlas's regions.
+        Precomputed volumes: what is registered, the atlas, and the atlas's regions. With None for the last two, the
+        atlas is that of the Allen Institute, CCFv3 at 25 um, from BrainGlobe: downloaded at its first use, with names
+        of regions.
     atlas_orientation, orientation
         Three letters each, of the atlas and of what is registered.
     output_s3_path
@@ -133,18 +132,16 @@ def register(
         if name not in ("output_s3_path", "log_s3_path", "output_local_path")
     )
     _require_new(output_s3_path, log_s3_path, command)
-    letters = axis_letters(atlas_orientation)
-    axes_between(axis_letters(orientation), letters)
+    _require_atlas(atlas_s3_path, parcellation_s3_path, atlas_orientation)
+    axes_between(axis_letters(orientation), axis_letters(atlas_orientation))
     with tempfile.TemporaryDirectory(prefix="cloudreg-registration-") as temporary, Engine() as engine:
         home = Path(temporary) if output_local_path is None else Path(output_local_path).expanduser()
         folder = home / f"registration_of_{Path(input_s3_path.rstrip('/')).name}"
         home.mkdir(parents=True, exist_ok=True)
         target = open_volume(precomputed(input_s3_path), orientation=axis_letters(orientation))
         if not _is_done(folder, command):
-            atlas = load_atlas(
-                template=precomputed(atlas_s3_path), labels=precomputed(parcellation_s3_path), orientation=letters
-            )
-            start = _start(atlas, target, translation, rotation, fixed_scale)
+            atlas = _atlas(atlas_s3_path, parcellation_s3_path, atlas_orientation)
+            start = _start(atlas, target, translation, rotation, orientation, fixed_scale)
             pipeline.register_to_atlas(target, atlas, folder, settings, engine, initial_affine=start, command=command)
         pipeline.measure_regions(folder, {"input": target}, folder / "regions.csv", engine)
         write_registration_report(folder)
@@ -166,6 +163,40 @@ def _require_new(output: str | None, log: str | None, command: str) -> None:
     manifest = read_json(plain_address(log), MANIFEST) if log else None
     if manifest is not None and manifest.get("settings", {}).get("command") != command:
         raise InputError(f"expected no registration at {log}, got another one: choose a new place or remove it")
+
+
+def _require_atlas(template: str | None, labels: str | None, letters: str) -> None:
+    """Refuse half an atlas, and letters that the usual one does not have."""
+    if (template is None) != (labels is None):
+        raise InputError(
+            "expected atlas_s3_path and parcellation_s3_path, or neither for the Allen atlas of BrainGlobe, got one"
+        )
+    if template is None and letters.upper() != _USUAL_LETTERS:
+        raise InputError(
+            f"expected atlas_orientation {_USUAL_LETTERS} for the Allen atlas, got {letters!r}: other letters need "
+            "atlas_s3_path and parcellation_s3_path"
+        )
+
+
+def _atlas(template: str | None, labels: str | None, letters: str) -> Atlas:
+    if template is None or labels is None:
+        return load_atlas(USUAL_ATLAS)
+    return load_atlas(template=precomputed(template), labels=precomputed(labels), orientation=axis_letters(letters))
+
+
+def _start(
+    atlas: Atlas, target: Volume, translation: ArrayLike, rotation: ArrayLike, letters: str, scale: ArrayLike
+) -> NDArray[np.float64] | None:
+    """Return atlas um to target um (z y x) from middle to middle; None where only letters are given."""
+    moved_by = three(translation, "translation")
+    if not (moved_by.any() or three(rotation, "rotation").any() or (three(scale, "scale") != 1).any()):
+        return None
+    here, there = (np.mean(volume.grid.bounds_um(), axis=0)[::-1] for volume in (atlas.template, target))
+    # The same relation backwards: letters of 2021 for those of the atlas.
+    source = axis_letters(atlas.orientation)
+    affine = about_middles(moved_by, rotation, source, letters, scale, (here, there))
+    order = [2, 1, 0, 3]
+    return np.ascontiguousarray(affine[np.ix_(order, order)])
 
 
 def _is_done(folder: Path, command: str) -> bool:
@@ -201,56 +232,18 @@ def _settings(
     )
 
 
-def _start(
-    atlas: Atlas,
-    target: Volume,
-    translation: ArrayLike,
-    rotation: ArrayLike,
-    scale: ArrayLike,
-) -> NDArray[np.float64] | None:
-    """Return atlas um to target um (z y x) from middle to middle; None where only letters are given."""
-    moved_by = three(translation, "translation")
-    if not (moved_by.any() or three(rotation, "rotation").any() or (three(scale, "scale") != 1).any()):
-        return None
-    return affine_between_middles(
-        Frame(atlas.template.grid, atlas.orientation),
-        Frame(target.grid, target.orientation),
-        rotation_deg=three(rotation, "rotation")[::-1],
-        translation_um=moved_by[::-1],
-        scale=_factors(scale)[::-1],
-    )
-
-
-def _linear(rotation: ArrayLike, source: str, destination: str, scale: ArrayLike) -> NDArray[np.float64]:
-    """Return D R P in x y z: reorient, turn about x, y and z, scale."""
-    axes = _permutation(source, destination)[::-1, ::-1]
-    return turned(axes, three(rotation, "rotation")[::-1], _factors(scale)[::-1])[::-1, ::-1]
-
-
-def _factors(scale: ArrayLike) -> NDArray[np.float64]:
-    factors = three(scale, "scale")
-    if not (factors > 0).all():
-        raise InputError(f"expected scales above 0, got {factors.tolist()}")
-    return factors
-
-
-def _permutation(source: str, destination: str) -> NDArray[np.float64]:
-    matrix = axes_between(source, destination, allow_mirror=True)
-    if np.linalg.det(matrix) < 0:
-        warnings.warn(
-            f"{source} and {destination} are mirror images: left and right are swapped", UserWarning, stacklevel=3
-        )
-    return matrix
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line."""
     parser = argparse.ArgumentParser("python -m cloudreg.scripts.registration", description="register to an atlas")
     parser.add_argument("-input_s3_path", required=True, help="precomputed volume")
     parser.add_argument("-log_s3_path", required=True, type=text_or_none, help="where the registration folder goes")
     parser.add_argument("--output_s3_path", default=None, type=text_or_none, help="where the regions go")
-    parser.add_argument("--atlas_s3_path", required=True, help="precomputed template")
-    parser.add_argument("--parcellation_s3_path", required=True, help="its regions")
+    parser.add_argument(
+        "--atlas_s3_path",
+        type=text_or_none,
+        help="precomputed template; without it and its regions, the Allen atlas of BrainGlobe",
+    )
+    parser.add_argument("--parcellation_s3_path", type=text_or_none, help="its regions")
     parser.add_argument("--atlas_orientation", default="PIR", help="letters of the atlas (default: %(default)s)")
     parser.add_argument("-orientation", required=True, help="letters of the volume")
     parser.add_argument("--fixed_scale", nargs="+", type=float, default=[1.0, 1.0, 1.0], help="one, or one an axis")

@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from cloudreg.scripts._legacy import boolean, moved, run
+from cloudreg.scripts._legacy import boolean, moved, run, text_or_none
 from cloudreg.scripts.run_colm_pipeline_ec2 import add_machine, on_ec2
 
 moved("run_registration_ec2", "cloudreg aws run … -- register TARGET OUT")
@@ -19,8 +19,8 @@ def run_registration(
     instance_id: str,
     instance_type: str,
     input_s3_path: str,
-    atlas_s3_path: str,
-    parcellation_s3_path: str,
+    atlas_s3_path: str | None,
+    parcellation_s3_path: str | None,
     atlas_orientation: str,
     output_s3_path: str,
     log_s3_path: str,
@@ -47,7 +47,8 @@ def run_registration(
     instance_id, instance_type
         The machine (it has to be stopped, and has to have CloudReg), and what it is to be, such as ``r5.8xlarge``.
     input_s3_path, atlas_s3_path, parcellation_s3_path
-        Precomputed volumes: what is registered, the atlas, and the atlas's regions.
+        Precomputed volumes: what is registered, the atlas, and the atlas's regions. With None for the last two, the
+        machine gets the Allen atlas from BrainGlobe.
     atlas_orientation, orientation
         Three letters each, of the atlas and of what is registered.
     output_s3_path
@@ -74,8 +75,11 @@ def run_registration(
     """
     scales = list(fixed_scale) if isinstance(fixed_scale, Sequence) else [fixed_scale]
     words = ["-input_s3_path", input_s3_path, "-log_s3_path", log_s3_path, "-orientation", orientation]
-    words += ["--output_s3_path", output_s3_path, "--atlas_s3_path", atlas_s3_path]
-    words += ["--parcellation_s3_path", parcellation_s3_path, "--atlas_orientation", atlas_orientation]
+    words += ["--output_s3_path", output_s3_path, "--atlas_orientation", atlas_orientation]
+    if atlas_s3_path:
+        words += ["--atlas_s3_path", atlas_s3_path]
+    if parcellation_s3_path:
+        words += ["--parcellation_s3_path", parcellation_s3_path]
     words += ["--fixed_scale", *map(_number, scales)]
     words += ["--translation", *map(_number, initial_translation), "--rotation", *map(_number, initial_rotation)]
     words += ["--missing_data_correction", str(bool(missing_data_correction))]
@@ -98,8 +102,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add_machine(parser, "r5.12xlarge")
     for name in ("input_s3_path", "output_s3_path", "log_s3_path", "orientation"):
         parser.add_argument(f"-{name}", required=True)
-    parser.add_argument("--atlas_s3_path", required=True, help="precomputed template")
-    parser.add_argument("--parcellation_s3_path", required=True, help="its regions")
+    parser.add_argument(
+        "--atlas_s3_path",
+        type=text_or_none,
+        help="precomputed template; without it and its regions, the Allen atlas of BrainGlobe",
+    )
+    parser.add_argument("--parcellation_s3_path", type=text_or_none, help="its regions")
     parser.add_argument("--atlas_orientation", default="PIR", help="letters of the atlas (default: %(default)s)")
     parser.add_argument("--fixed_scale", nargs="+", type=float, default=[1.0, 1.0, 1.0], help="one, or one an axis")
     for plane, axis in {"xy": "z", "xz": "y", "yz": "x"}.items():

@@ -7,7 +7,7 @@ neighbour only; those towards west and north are the same with the other sign.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -207,6 +207,17 @@ class Project:
             )
 
         return self.mapped(link)
+
+    def merged(self, parts: Iterable[Project]) -> Project:
+        """Return a copy with the displacements that were measured in several projects of this grid, each once."""
+        found: dict[tuple[int, int, str], tuple[Displacement, ...]] = {}
+        for part in parts:
+            for tile in part.tiles:
+                for side, displacements in (("east", tile.east), ("south", tile.south)):
+                    place = (tile.row, tile.column, side)
+                    known = found.get(place, ())
+                    found[place] = known + tuple(d for d in displacements if d not in known)
+        return self.linked(found)
 
     def projected(self) -> Project:
         """Return a copy with exactly one displacement for each pair of neighbours (TeraStitcher's step 3).
