@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from cloudreg import pipeline
 from cloudreg.datasets import DemoSize, make_acquisition
 from cloudreg.errors import InputError
 from cloudreg.execution import Engine
+from cloudreg.illumination import estimate_bias_by_regions, load_bias
 from cloudreg.io import open_volume
 from cloudreg.run_folder import RunFolder
 from cloudreg.settings import override, save_settings
@@ -36,10 +38,10 @@ STAGES = [
     "shade_01",
     "align",
     "fuse_00",
-    "correct_00",
     "fuse_01",
-    "correct_01",
     "register",
+    "correct_00",
+    "correct_01",
     "regions",
     "report",
 ]
@@ -177,14 +179,12 @@ def wait_for(folder, stage, process, limit_s=120.0):
 @pytest.mark.parametrize(
     ("change", "redone"),
     [
-        ({"illumination.working_voxel_um": 180.0}, {"correct_00", "correct_01", "register", "regions", "report"}),
-        ({"registration.iterations": (2, 2)}, {"register", "regions", "report"}),
-        ({"registration_channel": (0, 1)}, {"register", "regions", "report"}),
+        ({"illumination.working_voxel_um": 130.0}, {"correct_00", "correct_01", "regions", "report"}),
+        ({"registration.iterations": (2, 2)}, {"register", "correct_00", "correct_01", "regions", "report"}),
+        ({"registration_channel": (0, 1)}, {"register", "correct_00", "correct_01", "regions", "report"}),
     ],
 )
 def test_a_changed_setting_redoes_what_depends_on_it(truth, settings, whole, tmp_path, engine, change, redone):
-    import shutil
-
     folder = RunFolder(tmp_path / "out")
     shutil.copytree(whole.path, folder.path)
     before = starts(folder)
@@ -211,7 +211,7 @@ def test_one_channel_can_be_added_without_redoing_the_other(truth, settings, tmp
         if channels == (0,):
             before = {path: path.stat().st_mtime_ns for path in folder.stitched(0).rglob("*")}
     assert {path: path.stat().st_mtime_ns for path in folder.stitched(0).rglob("*")} == before
-    assert open_volume(folder.corrected(1)).grid == open_volume(folder.corrected(0)).grid
+    assert open_volume(folder.stitched(1)).grid == open_volume(folder.stitched(0)).grid
 
 
 def test_a_run_registers_by_several_channels_together(truth, settings, whole, tmp_path, engine, monkeypatch):
@@ -230,7 +230,7 @@ def test_a_run_registers_by_several_channels_together(truth, settings, whole, tm
         pipeline.run(truth.acquisition, folder.path, override(settings, {"registration_channel": (1, 0)}), engine)
     assert fitted["channels"] == (0, 1)
     for number, channel in enumerate((1, 0)):
-        expected = open_volume(folder.corrected(channel)).read()
+        expected = open_volume(folder.stitched(channel)).read()
         np.testing.assert_array_equal(fitted["target"].read(channel=number), expected)
 
 
@@ -255,8 +255,6 @@ def test_bad_settings_are_refused_before_anything_is_written(truth, settings, tm
 
 
 def test_a_full_disk_is_seen_before_anything_is_written(truth, settings, tmp_path, engine, monkeypatch):
-    import shutil
-
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**6, 10**6 - 1000, 1000))
     with pytest.raises(InputError, match="GB free: make room or choose another output place"):
         pipeline.run(truth.acquisition, tmp_path / "out", settings, engine)
@@ -268,4 +266,24 @@ def test_figures_of_the_run_are_those_of_its_files(whole):
     affine = np.loadtxt(whole.registration / "affine.txt")
     scales = np.linalg.svd(affine[:3, :3], compute_uv=False)
     np.testing.assert_allclose(manifest["figures"]["affine_scales"], scales, rtol=1e-6)
-    assert Path(manifest["target"]["path"]) == whole.corrected(0)
+    assert Path(manifest["target"]["path"]) == whole.stitched(0)
+
+
+def test_the_light_is_told_from_the_tissue_by_the_registered_regions(whole, settings, engine):
+    for channel in (0, 1):
+        volume, labels = open_volume(whole.stitched(channel)), open_volume(whole.labels)
+        expected = estimate_bias_by_regions(volume, 0, labels, settings.illumination, engine=engine)
+        np.testing.assert_array_equal(load_bias(whole.bias(channel)).log_field, expected.log_field)
+
+
+def test_light_that_no_region_tells_from_tissue_is_found_before_any_registration(
+    truth, settings, whole, tmp_path, engine
+):
+    folder = RunFolder(tmp_path / "out")
+    shutil.copytree(whole.path, folder.path)
+    alone = override(settings, {"illumination.method": "n4"})
+    pipeline.run(truth.acquisition, folder.path, alone, engine)
+    before = starts(folder)
+    pipeline.run(truth.acquisition, folder.path, override(alone, {"registration.iterations": (2, 2)}), engine)
+    after = starts(folder)
+    assert {name for name in after if after[name] != before[name]} == {"register", "regions", "report"}

@@ -1,10 +1,11 @@
 """The way of the data, in six stages: read this first.
 
-    raw tiles -> corrected tiles -> stitched volume -> corrected volume -> registered atlas -> region table
+    raw tiles -> corrected tiles -> stitched volume -> registered atlas -> corrected volume -> region table
 
 A stage reads one thing, writes one new thing, and never changes its input. `run` calls the six in order through a run
 folder, which knows what is already done. The corrected tiles are never stored: `shade_tiles` finds their flat fields,
-and whoever reads a tile applies them.
+and whoever reads a tile applies them. The atlas comes before the light: its regions are what tells slow light from
+tissue, and the registration has a contrast of its own at each place, to which slow light is the same.
 """
 
 from __future__ import annotations
@@ -89,30 +90,6 @@ def fuse_tiles(
     return fuse(acquisition, channel, read_project(project), flat, out, settings, engine, ledger)
 
 
-def correct_volume(
-    volume: Volume,
-    out: str,
-    settings: IlluminationSettings,
-    engine: Engine,
-    ledger: Ledger | None = None,
-    *,
-    channel: int = 0,
-    bias: Path | None = None,
-    labels: Volume | None = None,
-) -> Volume:
-    """Stage 4: find the slow illumination of a volume, optionally keep it in a folder, and write the even volume.
-
-    With the labels of a registration, what differs between regions is left to them.
-    """
-    if labels is None or settings.method == "none":
-        field = estimate_bias(volume, channel, settings, engine=engine)
-    else:
-        field = estimate_bias_by_regions(volume, channel, labels, settings, engine=engine)
-    if bias is not None:
-        save_bias(field, bias)
-    return remove_bias(volume, field, out, settings, engine, ledger)
-
-
 def register_to_atlas(
     target: Volume,
     atlas: Atlas,
@@ -125,7 +102,7 @@ def register_to_atlas(
     initial_affine: NDArray[np.float64] | None = None,
     command: str = "",
 ) -> None:
-    """Stage 5: fit the map between atlas and volume, and write a registration folder.
+    """Stage 4: fit the map between atlas and volume, and write a registration folder.
 
     The folder appears under its name only when it is whole. Until then a hidden one beside it keeps how far the fit has
     come, and a registration that was killed goes on from there.
@@ -150,6 +127,30 @@ def register_to_atlas(
     )
     unfinished.rename(out)
     shutil.rmtree(work)
+
+
+def correct_volume(
+    volume: Volume,
+    out: str,
+    settings: IlluminationSettings,
+    engine: Engine,
+    ledger: Ledger | None = None,
+    *,
+    channel: int = 0,
+    bias: Path | None = None,
+    labels: Volume | None = None,
+) -> Volume:
+    """Stage 5: find the slow illumination of a volume, optionally keep it in a folder, and write the even volume.
+
+    With the labels of a registration and the method "regions", what differs between regions is left to them.
+    """
+    if labels is not None and settings.method == "regions":
+        field = estimate_bias_by_regions(volume, channel, labels, settings, engine=engine)
+    else:
+        field = estimate_bias(volume, channel, settings, engine=engine)
+    if bias is not None:
+        save_bias(field, bias)
+    return remove_bias(volume, field, out, settings, engine, ledger)
 
 
 def measure_regions(
@@ -245,25 +246,14 @@ def run(
                     flat, stitched = here.shading(c), str(here.stitched(c))
                     fuse_tiles(acquisition, c, here.project, flat, stitched, settings.fusion, engine, fuse[c].ledger)
 
-            with work.stage(
-                f"correct_{c:02d}",
-                settings=settings.illumination,
-                after=[fuse[c]],
-                outputs=[here.corrected(c), here.bias(c)],
-                resumable=True,
-            ) as even[c]:
-                if even[c].needed and not _is_whole(here.corrected(c)):
-                    volume, corrected = open_volume(here.stitched(c)), str(here.corrected(c))
-                    correct_volume(volume, corrected, settings.illumination, engine, even[c].ledger, bias=here.bias(c))
-
         with work.stage(
             "register",
             settings=settings.registration,
-            after=[*(even[c] for c in register_by), atlas_print, settings.orientation or "unknown orientation"],
+            after=[*(fuse[c] for c in register_by), atlas_print, settings.orientation or "unknown orientation"],
             outputs=[here.registration],
         ) as register:
             if register.needed:
-                shown = [open_volume(here.corrected(c), orientation=settings.orientation) for c in register_by]
+                shown = [open_volume(here.stitched(c), orientation=settings.orientation) for c in register_by]
                 register_to_atlas(
                     stacked(shown),
                     atlas,
@@ -274,14 +264,36 @@ def run(
                     command=command,
                 )
 
+        by_regions = settings.illumination.method == "regions" and atlas.labels is not None
+        for c in channels:
+            with work.stage(
+                f"correct_{c:02d}",
+                settings=settings.illumination,
+                after=[fuse[c], register] if by_regions else [fuse[c]],
+                outputs=[here.corrected(c), here.bias(c)],
+                resumable=True,
+            ) as even[c]:
+                if even[c].needed and not _is_whole(here.corrected(c)):
+                    volume, corrected = open_volume(here.stitched(c)), str(here.corrected(c))
+                    regions = open_volume(here.labels) if by_regions else None
+                    correct_volume(
+                        volume,
+                        corrected,
+                        settings.illumination,
+                        engine,
+                        even[c].ledger,
+                        bias=here.bias(c),
+                        labels=regions,
+                    )
+
         tables = [here.regions, here.registration / here.regions.name]
-        with work.stage("regions", settings={}, after=[register, *even.values()], outputs=tables) as regions:
-            if regions.needed:
+        with work.stage("regions", settings={}, after=[register, *even.values()], outputs=tables) as measure:
+            if measure.needed:
                 volumes = {f"channel_{c:02d}": open_volume(here.corrected(c)) for c in channels}
                 measure_regions(here.registration, volumes, here.regions, engine)
                 shutil.copyfile(*tables)
 
-        with work.stage("report", settings={}, after=[regions, *even.values()], outputs=[here.report]) as report:
+        with work.stage("report", settings={}, after=[measure, *even.values()], outputs=[here.report]) as report:
             if report.needed:
                 write_run_report(here)
     say_damage()

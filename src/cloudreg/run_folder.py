@@ -80,6 +80,11 @@ class RunFolder:
         return self.path / "registration"
 
     @property
+    def labels(self) -> Path:
+        """The atlas's regions on the grid of the stitched volume, if it has any."""
+        return self.registration / "labels_in_target.ome.zarr"
+
+    @property
     def regions(self) -> Path:
         """The region table of every channel."""
         return self.path / "regions.csv"

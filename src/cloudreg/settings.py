@@ -78,7 +78,9 @@ class FusionSettings(Settings):
 class IlluminationSettings(Settings):
     """Slow illumination of the whole stitched volume."""
 
-    method: Literal["n4", "none"] = "n4"
+    method: Literal["regions", "n4", "none"] = Field(
+        "regions", description="what changes within the regions of a registration, N4 where there are none; or N4 alone"
+    )
     working_voxel_um: float = Field(15.0, gt=0, description="voxel size on which the field is found")
     working_voxels: int = Field(100_000, ge=10_000, description="upper bound on the voxels N4 runs on")
     spline_distance_um: float = Field(4000.0, gt=0, description="distance of N4's control points")

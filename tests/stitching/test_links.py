@@ -11,7 +11,7 @@ from cloudreg.execution import Engine
 from cloudreg.flatfield import Shading
 from cloudreg.settings import AlignSettings
 from cloudreg.stitching import links, measure_links
-from cloudreg.stitching.pairwise import Strip, _halved, measure_shift
+from cloudreg.stitching.pairwise import Shift, Strip, _halved, _is_plausible, measure_shift
 
 SETTINGS = AlignSettings(search_um=(6, 10, 10))
 
@@ -85,6 +85,19 @@ def test_two_shifts_that_fit_as_well_are_none():
     strips = [Strip(random.poisson(scene.clip(1)).astype(np.uint16), np.ones(24, dtype=bool)) for _ in range(2)]
     assert measure_shift(*strips, (0, 0, 0), (2, 4, 12), (2, 1, 1)) is None
     assert measure_shift(*strips, (0, 0, 0), (2, 4, 3), (2, 1, 1)) is not None
+
+
+@pytest.mark.parametrize(("lag", "known", "plausible"), [(5, 0.01, True), (7, 0.01, False), (7, 4.0, True)])
+def test_a_shift_beyond_the_largest_deviation_must_be_known_in_all_directions(lag, known, plausible):
+    shift = Shift(np.array([0.0, -lag, 2.0]), 0.98, np.eye(3), 10_000, np.diag([100.0, known, 100.0]))
+    assert _is_plausible(shift, (0, 0, 0), (2, 6, 6)) is plausible
+
+
+def test_a_shift_known_in_one_direction_only_gets_no_vote():
+    turn = np.linalg.qr(np.random.default_rng(6).normal(size=(3, 3)))[0]
+    surface, edge = (turn @ np.diag(known) @ turn.T for known in ((0.5, 0.01, 100), (0.01, 4, 100)))
+    assert not links._is_trusted(surface)
+    assert links._is_trusted(edge)
 
 
 def test_empty_overlaps_get_no_vote(make_phantom, engine):

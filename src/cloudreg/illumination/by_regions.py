@@ -85,7 +85,8 @@ def estimate_bias_by_regions(
     if large.sum() < _FEWEST_VOXELS:
         raise InputError(
             f"expected regions of {labels.path} on the tissue of {volume.path}, found {int(large.sum())} voxels of "
-            f"{voxel_um:.3g} um inside regions: give the labels that were registered to this volume"
+            f"{voxel_um:.3g} um inside regions: give the labels that were registered to this volume, or choose "
+            "illumination method n4"
         )
     places = np.argwhere(inner)[large]
     region = np.unique(region[large], return_inverse=True)[1]

@@ -31,6 +31,8 @@ Matrix = tuple[Triple, Triple, Triple]
 
 _LAYER_PLANES = 24
 _MOST_LAYERS = 4
+# A link is trusted if two directions are known this well, as standard deviations in pixels.
+_KNOWN_PX = 1.0
 # Filtered pieces and spectra.
 _FIXED_BYTES = 60 * 10**6
 
@@ -186,6 +188,8 @@ class _Measure:
         if not found:
             return empty
         mean = combine_layers(found)
+        if not _is_trusted(mean.information):
+            return empty
         # The strips start elsewhere than the tiles.
         moved = np.asarray((0, first.rows.start, first.columns.start)) - (0, second.rows.start, second.columns.start)
         return replace(
@@ -272,6 +276,11 @@ class _Measure:
         values /= flat
         values += self.shading.background
         return Strip(values, observed)
+
+
+def _is_trusted(information: NDArray[np.float64]) -> bool:
+    """Whether the shift is known to a pixel in two directions at least: a smooth surface alone shows one, and lies."""
+    return float(np.linalg.eigvalsh(information)[1]) >= 1 / _KNOWN_PX**2
 
 
 def _matrix(values: NDArray[np.float64]) -> Matrix:

@@ -40,6 +40,8 @@ _PIECE = 48
 _CONTEXT = 16
 # How far, in pixels of a level, the peak may lie from where the coarser level saw it.
 _REACH = 5
+# A peak may lie this far outside the search window, in pixels: what whole lags leave open.
+_BEYOND_PX = 0.5
 # A rival within this distance of the best, in pixels, is the same peak; one with more than this share of the inverse
 # hyperbolic tangent of the best one's correlation makes it ambiguous.
 _SAME_PX = 2.0
@@ -114,7 +116,8 @@ def measure_shift(
     Returns
     -------
     Shift or None
-        None if the strips have no significant texture in common, or two shifts explain it nearly as well.
+        None if the strips have no significant texture in common, two shifts explain it nearly as well, or the one that
+        does is beyond the largest deviation and vague.
     """
     levels = _pyramid(first, second, search_px, voxel_size_um)
     top = levels[-1]
@@ -122,7 +125,16 @@ def measure_shift(
     a, b = bandpass(top.first.values), bandpass(top.second.values)
     candidates = correlation_map(a, b, _voxel_mask(top.first), _voxel_mask(top.second), low, high).peaks()
     shifts = [_refined(levels, _common_texture(a, b, lag), lag) for lag in candidates]
-    return _clear_winner([shift for shift in shifts if shift is not None])
+    return _clear_winner([s for s in shifts if s is not None and _is_plausible(s, nominal_px, search_px)])
+
+
+def _is_plausible(shift: Shift, nominal_px: Sequence[int], search_px: Sequence[int]) -> bool:
+    """Whether a peak lies in the search window, or was climbed out of it and is known to a pixel in all directions.
+
+    Where next to nothing overlaps, what is climbed out of the window is chance.
+    """
+    inside = np.abs(shift.lag_px - nominal_px) <= np.asarray(search_px) + _BEYOND_PX
+    return bool(inside.all()) or float(np.linalg.eigvalsh(shift.information)[0]) >= 1.0
 
 
 def _clear_winner(shifts: list[Shift]) -> Shift | None:
