@@ -210,6 +210,8 @@ def explained(error: ValueError, path: str, doing: str) -> InputError | StoreUnr
                 "without credentials, for none were found: run 'aws configure' or set AWS_ACCESS_KEY_ID and its secret"
             )
         return InputError(f"could not {doing} {where} {who}: access is denied")
+    if doing.startswith("read box") and re.search("FAILED_PRECONDITION|OUT_OF_RANGE|DATA_LOSS", text):
+        return InputError(f"could not {doing} {where}, where a chunk is damaged ({words}): copy the volume again")
     if "CURL error" in text or "retry attempts failed" in text:
         return StoreUnreachableError(
             f"could not {doing} {where}: no answer ({words}): run the same command again later"
