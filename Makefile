@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 # With gpu too, the GPU's kernels are tested: on a GPU, or in Triton's interpreter. PyPI's torch for Linux takes gigabytes.
+# With interop, other programs read what we write; with destripe, that option of the flat fields.
 EXTRAS ?= test
 READY  := $(VENV)/.installed
 

@@ -448,15 +448,16 @@ def download(
 @app.command()
 def pyramid(
     volume: Annotated[str, typer.Argument(help="OME-Zarr or precomputed volume; its coarser levels are made anew.")],
+    fill_missing: FillMissing = False,
     workers: Workers = None,
     memory: Memory = None,
     cluster: Cluster = None,
 ) -> None:
-    """Make the coarser resolutions of a chunked volume."""
-    from cloudreg.io import build_pyramid
+    """Make the coarser resolutions of a chunked volume; a stopped run goes on where it was."""
+    from cloudreg import commands
 
     with _engine(workers, memory, cluster) as engine:
-        build_pyramid(volume, engine=engine, ledger=None)
+        commands.pyramid(volume, engine, fill_missing=fill_missing)
 
 
 @app.command()

@@ -25,9 +25,9 @@ from cloudreg.execution import Engine, Ledger
 from cloudreg.flatfield import estimate_shading, load_shading, save_shading
 from cloudreg.flatfield.apply import correct_tiles as take_off
 from cloudreg.flatfield.destripe import Destriping
-from cloudreg.io import Kind, Volume, describe, describe_cost, open_volume, parse_region, part_of
+from cloudreg.io import Kind, Volume, build_pyramid, describe, describe_cost, open_volume, parse_region, part_of
 from cloudreg.io import convert as convert_volume
-from cloudreg.io.objects import is_remote
+from cloudreg.io.objects import is_remote, plain_address
 from cloudreg.io.volume import Source
 from cloudreg.regions import evaluate as evaluate_transform
 from cloudreg.registration import OpenRegistration, open_registration
@@ -154,7 +154,7 @@ def fuse(
     source = raw or acquisition_of(project, placed)
     acquisition = open_acquisition(source, voxel_size_um=placed.voxel_size_um, strict=strict)
     what = [acquisition.fingerprint((channel,)), content_fingerprint(project, shading), settings.model_dump_json(), out]
-    ledger = Ledger(_ledger_path(out, hashlib.sha256(json.dumps(what).encode()).hexdigest()[:16]))
+    ledger = Ledger(_ledger_path(out, _digest(what)))
     pipeline.fuse_tiles(acquisition, channel, project, shading, out, settings, engine, ledger)
     ledger.clear()
     say_damage()
@@ -190,7 +190,7 @@ def convert(
     stored = Path(volume.path.removeprefix("precomputed://"))
     age = stored.stat().st_mtime_ns if stored.exists() else 0
     what = [volume.path, age, volume.dtype.name, str(volume.grid.to_dict()), level, region, dtype, sharded, out]
-    ledger = Ledger(_ledger_path(out, hashlib.sha256(json.dumps(what).encode()).hexdigest()[:16]))
+    ledger = Ledger(_ledger_path(out, _digest(what)))
     convert_volume(
         volume,
         out,
@@ -203,6 +203,14 @@ def convert(
         verify=verify,
         ledger=ledger,
     )
+    ledger.clear()
+
+
+def pyramid(path: str, engine: Engine, *, fill_missing: bool = False) -> None:
+    """Make the coarser levels of a volume in place; a stopped run goes on where it was."""
+    address = plain_address(path.removeprefix("precomputed://"))
+    ledger = Ledger(_cache() / f"{_digest(['pyramid', address])}.ledger")
+    build_pyramid(path, engine=engine, ledger=ledger, fill_missing=fill_missing)
     ledger.clear()
 
 
@@ -433,9 +441,16 @@ def _ledger_path(out: str, key: str) -> Path:
     """Return where to remember what is done of a volume: beside it, or on this machine for one that is elsewhere."""
     place = out.removeprefix("precomputed://").removeprefix("file://").rstrip("/")
     if is_remote(place):
-        cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-        return Path(cache).expanduser() / "cloudreg" / f"{key}.ledger"
+        return _cache() / f"{key}.ledger"
     return Path(place).with_name(f".{Path(place).name}.{key}.ledger")
+
+
+def _cache() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "cloudreg"
+
+
+def _digest(what: Sequence[object]) -> str:
+    return hashlib.sha256(json.dumps(what).encode()).hexdigest()[:16]
 
 
 def _require_new(path: Path) -> None:

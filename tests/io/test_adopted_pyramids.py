@@ -51,6 +51,24 @@ def test_ome_zarr(tmp_path, engine, version, sharded):
         build_pyramid(tmp_path / "v.zarr", engine=engine)
 
 
+def test_half_a_volume_gets_no_levels_unless_zeros_will_do(tmp_path, engine):
+    path = f"precomputed://{tmp_path}/v"
+    create_volume(path, Grid.from_spacing(ARRAY.shape, (2, 2, 2)), "uint16", levels=1).write(
+        Box.whole(ARRAY.shape), ARRAY
+    )
+    info = json.loads((tmp_path / "v" / "info").read_text())
+    del info["cloudreg"]
+    (tmp_path / "v" / "info").write_text(json.dumps(info))
+    (tmp_path / "v" / "2000_2000_2000" / "0-64_0-64_0-64").unlink()
+    with pytest.raises(InputError, match=r"expected 12 chunks .*, 1 are missing \(2000_2000_2000/0-64_0-64_0-64\)"):
+        build_pyramid(path, engine=engine)
+    assert len(open_volume(path).levels) == 1
+    volume = build_pyramid(path, engine=engine, fill_missing=True)
+    filled = ARRAY.copy()
+    filled[:64, :64, :64] = 0
+    np.testing.assert_array_equal(volume.read(level=1), downsample(filled, (2, 2, 2)))
+
+
 @pytest.mark.parametrize("sharded", [False, True])
 def test_precomputed(tmp_path, engine, sharded):
     scale = {

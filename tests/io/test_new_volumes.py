@@ -81,7 +81,7 @@ def test_a_file_is_replaced_only_when_asked(tmp_path, name):
 def test_folders_of_other_things_are_neither_written_nor_removed(tmp_path):
     (tmp_path / "v.ome.zarr").mkdir()
     (tmp_path / "v.ome.zarr" / "thesis.txt").write_text("years")
-    with pytest.raises(InputError, match="something that is no volume"):
+    with pytest.raises(InputError, match="a folder that is not empty"):
         create_volume(tmp_path / "v.ome.zarr", GRID, "uint8")
     with pytest.raises(InputError, match="expected a volume written by CloudReg"):
         create_volume(tmp_path / "v.ome.zarr", GRID, "uint8", overwrite=True)

@@ -2,6 +2,7 @@
 
 import http.server
 import json
+import os
 import pickle
 import subprocess
 import threading
@@ -11,9 +12,10 @@ import numpy as np
 import pytest
 
 from cloudreg.errors import InputError, StoreUnreachableError
-from cloudreg.execution import Engine
+from cloudreg.execution import Engine, Ledger
 from cloudreg.io import convert, create_volume, open_volume, write_volume
 from cloudreg.io.objects import list_files, write_new_json
+from cloudreg.io.tiff_writing import TiffBoxes
 from cloudreg.space import Box, Grid
 from object_store import KEY, READER_KEY, READER_SECRET, SECRET, FaultyProxy, S3Server
 
@@ -265,6 +267,34 @@ def small_disk(tmp_path):
         pytest.skip("no right to mount a small disk")
     yield folder
     subprocess.run(["umount", "-l", folder], check=True)
+
+
+@pytest.mark.parametrize("name", ["v.nii", "v.nii.gz", "v.nrrd"])
+def test_a_disk_that_fills_up_is_said_of_a_file(small_disk, name, monkeypatch):
+    (small_disk / "other").write_bytes(b"x" * 1_900_000)
+    monkeypatch.setattr("cloudreg.io.writing.require_free_space", lambda *_: None)
+    with pytest.raises(InputError, match=rf"could not write .*{name}: the disk is full: make room"):
+        write_volume(small_disk / name, ARRAY, GRID)
+    assert [p.name for p in small_disk.iterdir()] == ["other"]
+
+
+@pytest.mark.parametrize("name", ["v.tif", "v"])
+def test_a_disk_that_fills_up_under_planes_is_said(small_disk, name, engine, tmp_path):
+    source = write_volume(tmp_path / "v.ome.zarr", ARRAY, GRID)
+    ledger = Ledger(tmp_path / "ledger")
+    write = TiffBoxes.write
+
+    def fill_then_write(*arguments):
+        if not (small_disk / "other").exists():
+            room = os.statvfs(small_disk)
+            (small_disk / "other").write_bytes(b"x" * (room.f_bavail * room.f_bsize - 50_000))
+        write(*arguments)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(InputError, match="the disk is full: make room"):
+        patch.setattr(TiffBoxes, "write", fill_then_write)
+        convert(source, small_disk / name, engine=engine, ledger=ledger)
+    (small_disk / "other").unlink()
+    np.testing.assert_array_equal(convert(source, small_disk / name, engine=engine, ledger=ledger).read(), ARRAY)
 
 
 @pytest.mark.parametrize("form", ["{}/v.ome.zarr", "precomputed://{}/v"])

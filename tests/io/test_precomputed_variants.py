@@ -75,6 +75,19 @@ def others(folder, *, encoding="raw", dtype="uint16", array=ARRAY):
     return folder
 
 
+@pytest.mark.parametrize("sharded", [False, True])
+@pytest.mark.parametrize("form", ["precomputed://{}/v", "{}/v.ome.zarr"])
+def test_a_damaged_chunk_is_named(tmp_path, form, sharded):
+    grid = Grid.from_spacing(ARRAY.shape, (2, 2, 2))
+    writer = create_volume(form.format(tmp_path), grid, "uint16", levels=1, sharded=sharded, chunk=(32, 32, 32))
+    writer.write(Box.whole(ARRAY.shape), ARRAY)
+    volume = writer.complete()
+    largest = max((f for f in tmp_path.rglob("*") if f.is_file()), key=lambda f: f.stat().st_size)
+    largest.write_bytes(largest.read_bytes()[:1000])
+    with pytest.raises(InputError, match=r"could not read box .*/v.*, where a chunk is damaged .*: copy the volume"):
+        volume.read()
+
+
 @pytest.mark.parametrize(("encoding", "dtype"), [("jpeg", "uint8"), ("png", "uint8"), ("png", "uint16")])
 def test_pictures_as_chunks_are_read(tmp_path, encoding, dtype):
     ramp = np.add.outer(np.add.outer(np.arange(40), np.arange(50)), np.arange(60))

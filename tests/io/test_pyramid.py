@@ -3,6 +3,7 @@
 import itertools
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -170,7 +171,8 @@ def test_a_volume_without_levels_gets_them_in_place(tmp_path, engine, form):
 
 
 MEASURE = """
-import resource, sys
+import sys
+from pathlib import Path
 from cloudreg.execution import Engine
 from cloudreg.io import build_pyramid, create_volume
 from cloudreg.space import Grid
@@ -178,7 +180,9 @@ from cloudreg.space import Grid
 def make(name, shape, engine):
     writer = create_volume(f"{sys.argv[1]}/{name}.ome.zarr", Grid.from_spacing(shape, (1, 1, 1)), "uint16")
     build_pyramid(writer, engine=engine)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    # Not ru_maxrss, which begins with the peak of the program that started this one.
+    status = Path("/proc/self/status").read_text()
+    return int(status.partition("VmHWM:")[2].split()[0]) * 1024
 
 with Engine(workers=1, memory="128MB") as engine:
     before = make("small", (130, 130, 130), engine)
@@ -186,10 +190,58 @@ with Engine(workers=1, memory="128MB") as engine:
 """
 
 
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is measured on Linux")
 def test_the_memory_of_a_pyramid_is_that_of_one_block_however_large_the_volume(tmp_path):
     done = subprocess.run([sys.executable, "-c", MEASURE, tmp_path], check=True, capture_output=True, text=True)
     # A gigabyte of voxels. The small volume has warmed everything up; allocators keep some of what was freed.
     assert int(done.stdout) < 2 * 128e6
+
+
+@pytest.mark.parametrize("form", ["{}/v.ome.zarr", "precomputed://{}/v"])
+def test_a_volume_whose_voxels_are_not_all_there_gets_no_levels(tmp_path, form):
+    grid = Grid.from_spacing((70, 80, 90), (1, 1, 1))
+    half = Box((0, 0, 0), (64, 80, 90))
+    path = form.format(tmp_path)
+    create_volume(path, grid, "uint8").write(half, np.ones(half.shape, np.uint8))
+    with pytest.raises(InputError, match="expected a finished volume"):
+        build_pyramid(path)
+    with pytest.raises(InputError, match="expected a finished volume"):
+        open_volume(path)
+
+
+@pytest.mark.parametrize("form", ["{}/v.ome.zarr", "precomputed://{}/v"])
+def test_a_pyramid_that_was_stopped_goes_on(tmp_path, form, monkeypatch):
+    array = np.random.default_rng(0).integers(1, 99, (64, 64, 130)).astype(np.uint8)
+    path = form.format(tmp_path)
+    expected = write_volume(path, array, Grid.from_spacing(array.shape, (1, 1, 1)))
+    expected = [expected.read(level=level) for level in range(len(expected.levels))]
+    monkeypatch.setattr(pyramid_module, "_TOGETHER_BYTES", 1)
+    calls = []
+
+    def stops_at_the_second(*arguments):
+        calls.append(arguments)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return downsample(*arguments)
+
+    with monkeypatch.context() as broken:
+        broken.setattr(pyramid_module, "downsample", stops_at_the_second)
+        with pytest.raises(KeyboardInterrupt):
+            build_pyramid(path, ledger=Ledger(tmp_path / "ledger"))
+    with pytest.raises(InputError, match="expected a finished volume"):
+        open_volume(path)
+    done = len(Ledger(tmp_path / "ledger"))
+    made = []
+    monkeypatch.setattr(pyramid_module, "downsample", lambda *a: made.append(a) or downsample(*a))
+    volume = build_pyramid(path, ledger=Ledger(tmp_path / "ledger"))
+    assert done >= 1 and len(Ledger(tmp_path / "ledger")) == done + len(made)
+    for level, voxels in enumerate(expected):
+        np.testing.assert_array_equal(volume.read(level=level), voxels)
+    # One that is finished is begun anew: its finest level may be another one.
+    again = []
+    monkeypatch.setattr(pyramid_module, "downsample", lambda *a: again.append(a) or downsample(*a))
+    build_pyramid(path, ledger=Ledger(tmp_path / "ledger"))
+    assert len(again) == done + len(made)
 
 
 def test_a_volume_of_another_program_is_not_touched(tmp_path, engine):

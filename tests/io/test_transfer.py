@@ -170,6 +170,9 @@ def test_the_cost_is_said_beforehand_and_is_the_cost(tmp_path, s3, series, monke
     proxy.stop()
 
 
+CORNER = Box((0, 0, 0), (50, 100, 100))
+
+
 def test_a_terabyte_takes_a_hundredth_of_the_requests_of_old(tmp_path):
     """The first CloudReg made 30.5 million objects of 128 x 128 x 1 voxels at the finest level."""
     from cloudreg.io import describe_cost
@@ -177,6 +180,12 @@ def test_a_terabyte_takes_a_hundredth_of_the_requests_of_old(tmp_path):
 
     grid = Grid.from_spacing((5000, 10000, 10000), (1, 1, 1))
     terabyte = Volume("", "tiff", "image", np.dtype("uint16"), 1, (grid,), (1, 1, 1), None)
+    small = Volume("", "tiff", "image", np.dtype("uint16"), 1, (grid.cropped(CORNER),), (1, 1, 1), None)
     for place in ("s3://b/v.ome.zarr", "precomputed://s3://b/v"):
         rows = describe_cost(terabyte, place)
-        assert int(rows["per terabyte"].split()[0]) < 30.5e6 / 100
+        objects = int(rows["objects"].split(",")[0])
+        assert int(rows["level 0"].split(", ")[1].split()[0]) < 30.5e6 / 100
+        assert objects < 30.5e6 / 100
+        assert int(rows["a terabyte"].split()[0]) == objects
+        # A small volume of the same proportions tells the same, though it would not be sharded itself.
+        assert int(describe_cost(small, place)["a terabyte"].split()[0]) == objects

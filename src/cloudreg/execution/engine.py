@@ -135,7 +135,8 @@ class Engine:
         failures: dict[str, BaseException] = {}
 
         amounts = [1.0] * len(items) if sizes is None else [size / 1e6 for size in sizes]
-        with track(label, sum(amounts), unit if sizes is None else "MB") as advance:
+        before = sum(amounts) - sum(amounts[i] for i in waiting)
+        with track(label, sum(amounts), unit if sizes is None else "MB", done=before) as advance:
 
             def finish(index: int, outcome: Result | BaseException, failed: bool) -> None:
                 if failed:
@@ -146,7 +147,6 @@ class Engine:
                         ledger.mark(str(items[index]))
                 advance(amounts[index])
 
-            advance(sum(amounts) - sum(amounts[i] for i in waiting))
             if self._plan is None and self._workers == 1:
                 for index in waiting:
                     finish(index, *_attempt(task, items[index]))

@@ -27,7 +27,7 @@ _console: Console | None = None
 
 class _RateColumn(ProgressColumn):
     def render(self, task: Task) -> Text:
-        return Text(f"{task.speed:.3g}/s" if task.speed else "")
+        return Text(f"{task.speed:.3g} {task.fields['unit']}/s" if task.speed else "")
 
 
 def enable() -> Console:
@@ -44,8 +44,8 @@ def say(text: str) -> None:
 
 
 @contextmanager
-def track(label: str, total: float, unit: str = "blocks") -> Iterator[Callable[[float], None]]:
-    """Follow ``total`` steps of a stage.
+def track(label: str, total: float, unit: str = "blocks", *, done: float = 0.0) -> Iterator[Callable[[float], None]]:
+    """Follow ``total`` steps of a stage, of which ``done`` were done before: these don't count for the rate.
 
     Yields
     ------
@@ -59,33 +59,33 @@ def track(label: str, total: float, unit: str = "blocks") -> Iterator[Callable[[
             TextColumn("{task.description}"),
             BarColumn(),
             MofNCompleteColumn(),
-            TextColumn(unit),
             _RateColumn(),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
             console=_console,
         ) as bars:
-            task = bars.add_task(label, total=total)
+            task = bars.add_task(label, total=total, unit=unit)
+            bars.update(task, completed=done)
             yield lambda n: bars.update(task, advance=n)
     else:
-        yield from _plain_lines(label, total, unit)
+        yield from _plain_lines(label, total, unit, done)
 
 
-def _plain_lines(label: str, total: float, unit: str) -> Iterator[Callable[[float], None]]:
+def _plain_lines(label: str, total: float, unit: str, before: float) -> Iterator[Callable[[float], None]]:
     start = last = time.monotonic()
-    done = 0.0
+    done = before
 
     def advance(n: float) -> None:
         nonlocal done, last
         done += n
         now = time.monotonic()
         if now - last >= _LOG_EVERY_S and done < total:
-            rate = done / (now - start)
+            rate = (done - before) / (now - start)
             left = (total - done) / rate if rate > 0 else float("inf")
-            say(f"{label}: {done:.0f}/{total:.0f} {unit}, {rate:.3g}/s, {left:.0f} s left")
+            say(f"{label}: {done:.0f}/{total:.0f} {unit}, {rate:.3g} {unit}/s, {left:.0f} s left")
             last = now
 
     yield advance
     took = time.monotonic() - start
     if took >= _WORTH_A_LINE_S:
-        say(f"{label}: {done:.0f}/{total:.0f} {unit} in {took:.1f} s")
+        say(f"{label}: {done:.0f}/{total:.0f} {unit} in {took:.1f} s, {(done - before) / took:.3g} {unit}/s")

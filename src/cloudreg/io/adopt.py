@@ -165,7 +165,8 @@ def _writer(
         orientation=volume.orientation,
         channel_names=volume.channel_names,
     )
-    return AdoptedWriter(layout, tuple(arrays), metadata=tuple(files))
+    # Nothing tells whether the finest level is still the one that a stopped run read: all levels are made anew.
+    return AdoptedWriter(layout, tuple(arrays), is_new=True, metadata=tuple(files))
 
 
 def _factors(finest: Grid, grid: Grid) -> list[int]:

@@ -19,8 +19,10 @@ from cloudreg.io.blocks import blocks_within
 from cloudreg.io.create import create_volume
 from cloudreg.io.dtypes import Kind, held_dtype, to_dtype
 from cloudreg.io.missing import require_all_chunks
+from cloudreg.io.objects import plain_address
 from cloudreg.io.opening import open_volume
 from cloudreg.io.part import part_of
+from cloudreg.io.precomputed import PREFIX
 from cloudreg.io.pyramid import write_levels
 from cloudreg.io.tiff_writing import TiffBoxes, create_tiff, create_tiff_series, require_tiff_type
 from cloudreg.io.verify import verify_volume
@@ -89,18 +91,27 @@ def convert(
     wanted = volume.dtype if dtype is None else held_dtype(dtype, str(destination))
     reader = _Reader(part_of(volume, level=level, region=region), wanted)
     form = writable_format(destination)
+    place = plain_address(os.fspath(destination).removeprefix(PREFIX))
+    _require_outside(volume, place)
     if not fill_missing:
         require_all_chunks(volume, level)
     match form:
         case "chunked":
             written = _to_chunks(reader, destination, engine, ledger, sharded)
         case "tiff" | "tiff-series":
-            written = _to_tiff(reader, Path(destination), engine, ledger)
+            written = _to_tiff(reader, Path(place), engine, ledger)
         case _:
-            written = _to_whole_file(reader, Path(destination), engine)
+            written = _to_whole_file(reader, Path(place), engine)
     if verify:
         verify_volume(reader, written, engine=engine)
     return written
+
+
+def _require_outside(volume: Volume, place: str) -> None:
+    """Keep the source as it is: nothing is written into its folder."""
+    source = volume.path.removeprefix(PREFIX)
+    if place.startswith(f"{source}/"):
+        raise InputError(f"expected a place outside {source}, which is read, got {place}: choose another one")
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,9 @@ import os
 from numpy.typing import DTypeLike
 
 from cloudreg.io.create import planned_layout
+from cloudreg.io.layout import Layout
 from cloudreg.io.volume import Volume
+from cloudreg.space import Grid
 
 
 def describe_cost(
@@ -23,16 +25,24 @@ def describe_cost(
     InputError
         If the destination's name is of no chunked format.
     """
-    layout = planned_layout(
-        destination,
-        volume.grid,
-        volume.dtype if dtype is None else dtype,
-        channels=volume.channels,
-        kind=volume.kind,
-        sharded=sharded,
-    )
-    objects = [layout.objects_of(level) for level in range(len(layout.levels))]
+
+    def plan(grid: Grid) -> tuple[Layout, list[int]]:
+        layout = planned_layout(
+            destination,
+            grid,
+            volume.dtype if dtype is None else dtype,
+            channels=volume.channels,
+            kind=volume.kind,
+            sharded=sharded,
+        )
+        return layout, [layout.objects_of(level) for level in range(len(layout.levels))]
+
+    layout, objects = plan(volume.grid)
     finest = math.prod(volume.grid.shape) * volume.channels * layout.dtype.itemsize
+    # Small volumes are not cut like large ones, so theirs can't just be multiplied.
+    growth = (1e12 / finest) ** (1 / 3)
+    shape = [math.ceil(n * growth) for n in volume.grid.shape]
+    _, of_a_terabyte = plan(Grid.from_spacing(shape, volume.grid.voxel_size_um))
     rows = {
         "destination": str(destination),
         "format": f"{layout.format}, {'sharded' if layout.sharded else 'not sharded'}",
@@ -43,7 +53,7 @@ def describe_cost(
     for level, count in enumerate(objects):
         rows[f"level {level}"] = f"{_times(layout.levels[level].shape)} voxels, {count} objects"
     rows["objects"] = f"{sum(objects)}, as many PUT requests"
-    rows["per terabyte"] = f"{math.ceil(sum(objects) * 1e12 / finest)} objects and PUT requests"
+    rows["a terabyte"] = f"{sum(of_a_terabyte)} objects and PUT requests, for a volume of these proportions"
     return rows
 
 

@@ -6,7 +6,6 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 from numpy.typing import DTypeLike
 
 from cloudreg.errors import InputError
@@ -115,15 +114,15 @@ def planned_layout(
     text = os.fspath(path)
     folder = plain_address(text.removeprefix(PREFIX))
     precomputed = text.startswith(PREFIX)
+    if folder.startswith(("http://", "https://")):
+        raise InputError(f"expected a folder or a bucket to write to, got the web server {folder}: give s3:// or gs://")
     if not precomputed and not folder.endswith(".zarr"):
         raise InputError(f"expected a path that ends in .ome.zarr or starts with precomputed://, got {text}")
     if channel_names is not None and len(channel_names) != channels:
         raise InputError(f"expected a name for each of {channels} channels of {text}, got {len(channel_names)}")
-    if precomputed and np.dtype(dtype).name in ("int64", "float64"):
-        raise InputError(
-            f"expected a type that precomputed has, got {np.dtype(dtype).name} for {text}: write .ome.zarr"
-        )
     held = held_dtype(dtype, text)
+    if precomputed and held.name in ("int64", "float64"):
+        raise InputError(f"expected a type that precomputed has, got {held.name} for {text}: write .ome.zarr")
     sharded = is_large(grid, held, channels) if sharded is None else sharded
     z, y, x = chunk or ((64, 64, 64) if precomputed or sharded else (64, 128, 128))
     return Layout(
@@ -147,15 +146,18 @@ def _occupied(layout: Layout, by: str) -> InputError:
 
 
 def _require_empty(path: str) -> None:
-    if is_remote(path):
+    folder = None if is_remote(path) else Path(path)
+    if folder is None:
         require_bucket(path)
-        others = read_jsons(path, ROOTS)
-        if others:
-            raise InputError(
-                f"expected nothing at {path}, got another volume's {', '.join(others)}: choose a new place or remove it"
-            )
+    elif not folder.exists():
         return
-    folder = Path(path)
+    elif not folder.is_dir():
+        raise InputError(f"expected nothing at {folder}, got a file: choose a new place")
+    others = read_jsons(path, ROOTS)
+    if others:
+        raise InputError(
+            f"expected nothing at {path}, got another volume's {', '.join(others)}: choose a new place or remove it"
+        )
     # A run killed while it wrote the very first file leaves that file's lock.
-    if folder.exists() and not (folder.is_dir() and all(p.name.endswith(".__lock") for p in folder.iterdir())):
-        raise InputError(f"expected nothing at {folder}, got something that is no volume: choose a new place")
+    if folder is not None and not all(p.name.endswith(".__lock") for p in folder.iterdir()):
+        raise InputError(f"expected nothing at {folder}, got a folder that is not empty: choose a new place")

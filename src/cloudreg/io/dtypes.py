@@ -22,9 +22,12 @@ def held_dtype(stored: DTypeLike, where: str) -> np.dtype[Any]:
     Raises
     ------
     InputError
-        If the voxels are no real numbers.
+        If the voxels are no real numbers, or there is no such type.
     """
-    name = np.dtype(stored).name
+    try:
+        name = np.dtype(stored).name
+    except TypeError as error:
+        raise InputError(f"expected a type out of {', '.join(_HELD)} for {where}, got {stored}") from error
     name = {"bool": "uint8", "float16": "float32"}.get(name, name)
     if name not in _HELD:
         raise InputError(f"expected voxels of type {', '.join(_HELD)}; {where} holds {name}: convert it first")

@@ -11,10 +11,14 @@ from cloudreg.io.adopt import adopt_volume
 from cloudreg.io.chunked import ChunkedSource
 from cloudreg.io.layout import KEY, Layout
 from cloudreg.io.levels import pyramid_grids
+from cloudreg.io.missing import require_all_chunks
 from cloudreg.io.objects import is_remote, plain_address, read_json, read_jsons, remove_folder, write_json
-from cloudreg.io.opening import ROOTS, open_volume
+from cloudreg.io.opening import ROOTS, open_volume, unfinished
 from cloudreg.io.precomputed import PREFIX
 from cloudreg.io.writer import ROOT, VolumeWriter, metadata_of, opened_writer
+
+_FINEST = "finest_complete"
+"""Says of an unfinished volume that it lacks nothing but coarser levels."""
 
 
 def remove_volume(path: str) -> None:
@@ -40,23 +44,34 @@ def remove_volume(path: str) -> None:
         shutil.rmtree(folder)
 
 
-def reopen_volume(path: str | os.PathLike[str]) -> VolumeWriter:
+def reopen_volume(path: str | os.PathLike[str], *, fill_missing: bool = False) -> VolumeWriter:
     """Take up a volume, to add the levels that it lacks.
 
     One that CloudReg wrote counts as unfinished until then, and levels that it has are made anew. See `adopt_volume`
     for those of other programs.
 
+    Parameters
+    ----------
+    fill_missing
+        Take chunks that are missing in another program's volume for zeros; see `require_all_chunks`.
+
     Raises
     ------
     InputError
-        If the path holds no precomputed or OME-Zarr volume.
+        If the path holds no precomputed or OME-Zarr volume, or one whose finest level is not all there.
     """
     volume = open_volume(path, allow_incomplete=True)
     folder = volume.path.removeprefix(PREFIX)
     root = ROOT.get(volume.format)
     found = None if root is None else read_json(folder, root)
     if found is None or KEY not in found.get("attributes", found):
+        if not fill_missing:
+            require_all_chunks(volume, 0)
         return adopt_volume(volume)
+    own = found.get("attributes", found)[KEY]
+    whole = own.get("complete") is not False
+    if not whole and not own.get(_FINEST):
+        raise unfinished(volume.path)
     layout = Layout(
         path=folder,
         format="precomputed" if volume.format == "precomputed" else "ome-zarr",
@@ -69,5 +84,7 @@ def reopen_volume(path: str | os.PathLike[str]) -> VolumeWriter:
         channel_names=volume.channel_names,
         sharded=isinstance(volume.source, ChunkedSource) and volume.source.arrays[0].is_sharded,
     )
-    write_json(folder, ROOT[layout.format], metadata_of(layout, complete=False))
-    return opened_writer(layout)
+    metadata = metadata_of(layout, complete=False)
+    metadata.get("attributes", metadata)[KEY][_FINEST] = True
+    write_json(folder, ROOT[layout.format], metadata)
+    return opened_writer(layout, is_new=whole)

@@ -28,10 +28,23 @@ def is_remote(path: str) -> bool:
 
 
 def plain_address(text: str) -> str:
-    """Return an address without a slash at its end, or the absolute path of something on this machine."""
-    text = text.removeprefix("file://")
-    address = text.rstrip("/") or "/"
-    return address if is_remote(address) else os.path.abspath(address)  # noqa: PTH100 - text, not a Path
+    """Return an address without a slash at its end, or the absolute path of something on this machine.
+
+    Raises
+    ------
+    InputError
+        If it is an address of another kind, or of no bucket or server.
+    """
+    path = text.removeprefix("file://")
+    scheme = re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", path)
+    if scheme is None:
+        return os.path.abspath(path.rstrip("/") or "/")  # noqa: PTH100 - text, not a Path
+    if not is_remote(path):
+        raise InputError(f"expected a path, or an address that starts with s3://, gs:// or https://, got {text}")
+    address = path.rstrip("/")
+    if len(address) <= len(scheme[0]):
+        raise InputError(f"expected the name of a bucket or a server after {scheme[0]}, got {text}")
+    return address
 
 
 def kvstore(path: str, *, conditional: bool = False) -> Json | str:
@@ -197,6 +210,8 @@ def explained(error: ValueError, path: str, doing: str) -> InputError | StoreUnr
                 "without credentials, for none were found: run 'aws configure' or set AWS_ACCESS_KEY_ID and its secret"
             )
         return InputError(f"could not {doing} {where} {who}: access is denied")
+    if doing.startswith("read box") and re.search("FAILED_PRECONDITION|OUT_OF_RANGE|DATA_LOSS", text):
+        return InputError(f"could not {doing} {where}, where a chunk is damaged ({words}): copy the volume again")
     if "CURL error" in text or "retry attempts failed" in text:
         return StoreUnreachableError(
             f"could not {doing} {where}: no answer ({words}): run the same command again later"

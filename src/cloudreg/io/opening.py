@@ -48,7 +48,7 @@ def open_volume(
     path
         A ``.tif``, ``.nii``, ``.nii.gz`` or ``.nrrd`` file, a folder of 2D TIFF files, a Zarr or N5 folder, a
         precomputed folder (with or without ``precomputed://``), or the ``s3://``, ``gs://`` or ``https://``
-        address of one of these but for a folder of TIFF files; single files are copied here first.
+        address of one of these; NIfTI and NRRD are copied here first, and a web server can't list a folder of TIFF.
     voxel_size_um
         Overrides the file's, z y x, and puts the centre of the first voxel at zero. Needed where the file has none.
     orientation
@@ -149,6 +149,9 @@ def _open_chunked(address: str, text: str, size_given: bool, allow_incomplete: b
     if not is_remote(address):
         return read_tiff_series(Path(address), ignore_scale=size_given)
     require_bucket(address)
+    # A web server doesn't say what it has, and a whole bucket may have too much.
+    if not address.startswith(("http://", "https://")) and "/" in address.partition("://")[2]:
+        return read_tiff_series(RemotePath(address), ignore_scale=size_given)
     raise InputError(
         f"expected a Zarr, N5 or precomputed volume at {text}, got none of their metadata: check the address"
     )
@@ -170,9 +173,14 @@ def _open_group(
 def _require_complete(metadata: dict[str, object], path: str, allow_incomplete: bool) -> None:
     own = metadata.get(KEY)
     if isinstance(own, dict) and own.get("complete") is False and not allow_incomplete:
-        raise InputError(
-            f"expected a finished volume, got {path}, whose writing was not: run the command that makes it again"
-        )
+        raise unfinished(path)
+
+
+def unfinished(path: str) -> InputError:
+    """Return the error for a volume that was not written to its end."""
+    return InputError(
+        f"expected a finished volume, got {path}, whose writing was not: run the command that makes it again"
+    )
 
 
 def _frame_differs(volume: Volume) -> bool:

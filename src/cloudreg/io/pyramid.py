@@ -36,7 +36,11 @@ class Reader(Protocol):
 
 
 def build_pyramid(
-    volume: VolumeWriter | str | os.PathLike[str], *, engine: Engine | None = None, ledger: Ledger | None = None
+    volume: VolumeWriter | str | os.PathLike[str],
+    *,
+    engine: Engine | None = None,
+    ledger: Ledger | None = None,
+    fill_missing: bool = False,
 ) -> Volume:
     """Write levels 1, 2, … from level 0, block by block.
 
@@ -49,6 +53,8 @@ def build_pyramid(
         Runs the blocks; by default they run one after the other here.
     ledger
         Remembers finished blocks.
+    fill_missing
+        Take chunks that are missing at a path for zeros; see `require_all_chunks`.
 
     Returns
     -------
@@ -58,9 +64,11 @@ def build_pyramid(
     Raises
     ------
     InputError
-        If the path holds no volume that can get levels.
+        If the path holds no volume that can get levels, or half of one.
     """
-    writer = volume if isinstance(volume, VolumeWriter) else reopen_volume(volume)
+    writer = volume if isinstance(volume, VolumeWriter) else reopen_volume(volume, fill_missing=fill_missing)
+    if ledger is not None and writer is not volume and writer.is_new:
+        ledger.clear()
     if len(writer.levels) > 1:
         write_levels(_Coarser.than(writer, 0), writer, first=1, engine=engine, ledger=ledger)
     return writer.volume if isinstance(volume, VolumeWriter) else writer.complete()

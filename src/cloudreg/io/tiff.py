@@ -1,4 +1,4 @@
-"""TIFF volumes: one file of planes, or a folder of one file per plane; read plane by plane.
+"""TIFF volumes: one file of planes, or a folder of one file per plane, here or in a bucket; read plane by plane.
 
 A TIFF knows no origin and no letters; its voxel size may stand in OME-XML or ImageJ metadata.
 """
@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +24,11 @@ from cloudreg.io.volume import Volume
 from cloudreg.space import Box, Grid
 
 TIFF_SUFFIXES = (".tif", ".tiff")
+_REQUESTS = 16
+"""Files of a bucket that are read at once: each makes us wait for its answer."""
+File = TypeVar("File", bound=Path | RemotePath)
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -126,15 +132,19 @@ class TiffFile:
 class TiffSeries:
     """The voxels of a folder of 2D TIFF files."""
 
-    files: tuple[Path, ...]
+    files: tuple[Path | RemotePath, ...]
     layouts: tuple[_Layout, ...]
 
     def read(self, level: int, channels: slice, box: Box) -> NDArray[Any]:
         """Return a box, shape (c, z, y, x); there is one level."""
         result = np.empty((channels.stop - channels.start, *box.shape), self.layouts[0].dtype)
         plane = Box((0, *box.start[1:]), (1, *box.stop[1:]))
-        for i, z in enumerate(range(box.start[0], box.stop[0])):
+
+        def fill(i: int) -> None:
+            z = box.start[0] + i
             result[:, i] = TiffFile(self.files[z], self.layouts[z]).read(0, channels, plane)[:, 0]
+
+        _for_each(fill, range(box.shape[0]), self.files[0])
         return result
 
 
@@ -147,7 +157,9 @@ def read_tiff(file: Path | RemotePath, *, ignore_scale: bool) -> Volume:
     return _volume(str(file), "tiff", layout.dtype, channels, shape, size, TiffFile(file, layout))
 
 
-def read_tiff_series(folder: Path, *, ignore_scale: bool, endings: tuple[str, ...] = TIFF_SUFFIXES) -> Volume:
+def read_tiff_series(
+    folder: Path | RemotePath, *, ignore_scale: bool, endings: tuple[str, ...] = TIFF_SUFFIXES
+) -> Volume:
     """Describe a folder of 2D TIFF files, one a plane, in natural order of their names.
 
     Every file's header is read, so that a bad file is named before hours of work and not after.
@@ -161,17 +173,17 @@ def read_tiff_series(folder: Path, *, ignore_scale: bool, endings: tuple[str, ..
     endings
         Of the planes' names, in small letters.
     """
-    files = natural_order(p for p in folder.iterdir() if p.name.lower().endswith(endings) and p.name[0] != ".")
+    there = (folder / name for name in folder.files()) if isinstance(folder, RemotePath) else folder.iterdir()
+    planes = [p for p in there if p.name.lower().endswith(endings) and p.name[0] != "." and p.parent == folder]
+    files = natural_order(planes)
     if not files:
         raise InputError(f"expected a volume or a folder of TIFF planes at {folder}, got a folder of neither")
-    layouts: list[_Layout] = []
     size = (1.0, 1.0, 1.0)
-    for file in files:
-        with opened_tiff(file) as tif:
-            layout = _layout(tif, file)
-            if not layouts and not ignore_scale:
-                size = voxel_size_of(tif, file, single=False)
-        layouts.append(layout)
+    if not ignore_scale:
+        with opened_tiff(files[0]) as tif:
+            size = voxel_size_of(tif, files[0], single=False)
+    layouts = _for_each(_layout_of, files, files[0])
+    for file, layout in zip(files, layouts, strict=True):
         if layout.czyx[1] != 1:
             raise InputError(f"expected one plane in each file of {folder}, got {layout.czyx[1]} in {file.name}")
         first = layouts[0]
@@ -185,14 +197,27 @@ def read_tiff_series(folder: Path, *, ignore_scale: bool, endings: tuple[str, ..
     return _volume(str(folder), "tiff-series", layouts[0].dtype, channels, [len(files), y, x], size, source)
 
 
-def natural_order(files: Iterable[Path]) -> list[Path]:
+def natural_order(files: Iterable[File]) -> list[File]:
     """Sort by name so that plane 10 comes after plane 9."""
 
-    def key(file: Path) -> list[tuple[int, int, str]]:
+    def key(file: File) -> list[tuple[int, int, str]]:
         parts = re.split(r"([0-9]+)", file.name)
         return [(0, int(p), "") if p.isdecimal() else (1, 0, p) for p in parts if p]
 
     return sorted(files, key=lambda file: (key(file), file.name))
+
+
+def _for_each(task: Callable[[Item], Result], items: Iterable[Item], file: Path | RemotePath) -> list[Result]:
+    """Call a task on each item in turn, or on many at once where files are far away, as this one is."""
+    if isinstance(file, Path):
+        return [task(item) for item in items]
+    with ThreadPoolExecutor(_REQUESTS) as threads:
+        return list(threads.map(task, items))
+
+
+def _layout_of(file: Path | RemotePath) -> _Layout:
+    with opened_tiff(file) as tif:
+        return _layout(tif, file)
 
 
 def _layout(tif: Any, file: Path | RemotePath) -> _Layout:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import struct
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,14 +17,16 @@ from cloudreg.io.remote import RemotePath
 
 
 class _Complaints(logging.Handler):
-    """tifffile tells of damage in its log and goes on with what is left; we must not."""
+    """tifffile tells of damage in its log and goes on with what is left; we must not. Of this thread's files only."""
 
     def __init__(self) -> None:
         super().__init__(logging.ERROR)
         self.texts: list[str] = []
+        self._thread = threading.get_ident()
 
     def emit(self, record: logging.LogRecord) -> None:
-        self.texts.append(record.getMessage())
+        if record.thread == self._thread:
+            self.texts.append(record.getMessage())
 
 
 @contextmanager

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cloudreg.errors import InputError
+from cloudreg.io.whole import explaining_full_disk
 from cloudreg.space import Box, Grid
 
 
@@ -46,7 +47,7 @@ class TiffBoxes:
             page = channel if len(self.files) > 1 else channel * depth + z
             first = self.offset + ((page * height + box.start[1]) * width + box.start[2]) * self.dtype.itemsize
             file = self.files[z] if len(self.files) > 1 else self.files[0]
-            with file.open("r+b", buffering=0) as stream:
+            with explaining_full_disk(file), file.open("r+b", buffering=0) as stream:
                 for y, rows in enumerate([plane] if whole else plane):
                     stream.seek(first + y * width * self.dtype.itemsize)
                     left = memoryview(rows).cast("B")
@@ -91,7 +92,10 @@ def _create(
     size = int(np.prod(shape)) * dtype.itemsize
     if not file.exists():
         whole = file.with_name(f".new.{file.name}")
-        with tifffile.TiffWriter(whole, bigtiff=size > 4 * 10**9 - 10**8, ome=True) as writer:
+        with (
+            explaining_full_disk(file),
+            tifffile.TiffWriter(whole, bigtiff=size > 4 * 10**9 - 10**8, ome=True) as writer,
+        ):
             writer.write(shape=shape, dtype=dtype, photometric="minisblack", metadata=_metadata(axes, grid, key))
         whole.replace(file)
     with tifffile.TiffFile(file) as tif:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cloudreg.errors import InputError
 from cloudreg.space import Box
 
 
@@ -50,7 +52,21 @@ def new_file(path: Path) -> Iterator[Path]:
     # Always the same name: what a killed run leaves behind, the next one replaces.
     temporary = path.with_name(f".unfinished.{path.name}")
     try:
-        yield temporary
+        with explaining_full_disk(path):
+            yield temporary
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def explaining_full_disk(path: Path) -> Iterator[None]:
+    """Say in our words that there is no room for a file."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise InputError(
+            f"could not write {path}: the disk is full: make room and run the same command again"
+        ) from error

@@ -34,7 +34,7 @@ class VolumeWriter:
     layout, arrays
         What the volume will be, and where its levels are stored.
     is_new
-        Whether there was nothing of it before.
+        Whether nothing of what is to be written was there before.
     """
 
     layout: Layout

@@ -16,6 +16,7 @@ from cloudreg.io.create import create_volume
 from cloudreg.io.dtypes import Kind, held_dtype
 from cloudreg.io.nifti import write_nifti
 from cloudreg.io.nrrd import write_nrrd
+from cloudreg.io.objects import is_remote, plain_address
 from cloudreg.io.opening import open_volume
 from cloudreg.io.precomputed import PREFIX
 from cloudreg.io.pyramid import build_pyramid
@@ -34,12 +35,16 @@ def writable_format(path: str | os.PathLike[str]) -> Format:
     Raises
     ------
     InputError
-        If the suffix is of no format that is written.
+        If the suffix is of no format that is written, or of one that is not written to where the path is.
     """
     text = os.fspath(path)
     name = Path(text).name.lower()
     if text.startswith(PREFIX) or name.endswith(".zarr"):
         return "chunked"
+    if is_remote(plain_address(text)):
+        raise InputError(
+            f"expected a place on this machine for files, got {text}: to a bucket write .ome.zarr or precomputed://"
+        )
     if name.endswith(TIFF_SUFFIXES):
         return "tiff"
     if name.endswith((".nii", ".nii.gz")):
@@ -92,7 +97,7 @@ def write_volume(
     letters = None if orientation is None else parse_orientation(orientation)
     if form == "chunked":
         return _write_chunked(path, array, grid, kind, letters, channel_names, levels, overwrite)
-    file = Path(path)
+    file = Path(plain_address(os.fspath(path)))
     require_new(file, overwrite)
     if form == "tiff-series":
         raise InputError(f"expected a path with a suffix for a whole array, got {path}: such as {path}.tif")
