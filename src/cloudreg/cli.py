@@ -142,8 +142,10 @@ Device = Annotated[Literal["cpu", "cuda"] | None, typer.Option("--device", help=
 
 def _engine(workers: int | None, memory: str | None, cluster: str | None = None) -> Engine:
     from cloudreg.execution import Engine, progress
+    from cloudreg.execution.compiling import say_when_compiling
 
     progress.enable()
+    say_when_compiling()
     return Engine(workers=workers, memory=memory, cluster=cluster)
 
 
