@@ -14,9 +14,10 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import time
 from dataclasses import dataclass
 from pathlib import Path
+
+from measuring import run_measured
 
 _MAKE = (
     "import sys; from cloudreg.datasets import DemoSize, make_acquisition; "
@@ -37,16 +38,11 @@ class Measurement:
 
 def measure(stage: str, command: list[str], megabytes: float, log: Path) -> Measurement:
     """Run a command, and return its time and the peak memory of its process."""
-    start = time.perf_counter()
     with log.open("a") as file:
-        process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT)
-        _, status, usage = os.wait4(process.pid, 0)
-    seconds = time.perf_counter() - start
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode != 0:
-        sys.exit(f"{stage} failed with exit code {process.returncode}:\n{log.read_text()[-4000:]}")
-    kilobytes = usage.ru_maxrss / 1024 if sys.platform == "darwin" else usage.ru_maxrss
-    return Measurement(stage, seconds, int(kilobytes * 1024), megabytes)
+        usage = run_measured(command, file)
+    if usage.code != 0:
+        sys.exit(f"{stage} failed with exit code {usage.code}:\n{log.read_text()[-4000:]}")
+    return Measurement(stage, usage.seconds, int(usage.peak_bytes), megabytes)
 
 
 def run_stages(

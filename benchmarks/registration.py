@@ -19,12 +19,9 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import os
 import shutil
-import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -33,6 +30,7 @@ import nibabel
 import numpy as np
 
 from cases import KINDS, make_case, read_source, to_template_um
+from measuring import run_measured
 from rivals import METHODS
 
 _LARGE = 500
@@ -57,14 +55,9 @@ class Row:
 
 def timed(command: list[str], log: Path) -> tuple[int, float, float, float]:
     """Run a command; return its exit code, wall and CPU seconds and peak memory in MB."""
-    start = time.perf_counter()
     with log.open("a") as file:
-        process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT)
-        _, status, usage = os.wait4(process.pid, 0)
-    seconds = time.perf_counter() - start
-    process.returncode = os.waitstatus_to_exitcode(status)
-    peak = usage.ru_maxrss / (1024**2 if sys.platform == "darwin" else 1024)
-    return process.returncode, seconds, usage.ru_utime + usage.ru_stime, peak
+        usage = run_measured(command, file)
+    return usage.code, usage.seconds, usage.cpu_seconds, usage.peak_bytes / 1024**2
 
 
 def run_cloudreg(case: Path, work: Path, options: list[str]) -> tuple[np.ndarray | None, float, float, float, str]:

@@ -39,6 +39,7 @@ from cloudreg.pipeline import align_tiles, fuse_tiles, shade_tiles
 from cloudreg.settings import AlignSettings, FusionSettings, ShadingSettings
 from cloudreg.space import split
 from cloudreg.tiles import open_acquisition, read_project, write_colm
+from measuring import run_measured
 from stitching_cases import KINDS, VOXEL_UM, Case, Kind, make_case, read_specimen
 from stitching_rivals import METHODS
 
@@ -63,22 +64,10 @@ class Row:
 
 
 def timed(command: list[str], log: Path) -> tuple[int, float, float]:
-    """Run a command; return its exit code, seconds and peak memory in MB.
-
-    The system's own figure of a process that ended counts what its parent held when it began, so the process is asked
-    while it runs (on Linux).
-    """
-    start = time.perf_counter()
-    peak = 0.0
+    """Run a command; return its exit code, seconds and peak memory in MB."""
     with log.open("a") as file:
-        process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT)
-        status = Path(f"/proc/{process.pid}/status")
-        while process.poll() is None:
-            if status.exists():
-                lines = status.read_text().splitlines()
-                peak = max([peak, *(float(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM"))])
-            time.sleep(0.02)
-    return process.returncode, time.perf_counter() - start, peak
+        usage = run_measured(command, file)
+    return usage.code, usage.seconds, usage.peak_bytes / 1024**2
 
 
 def run_cloudreg(case: Case, folder: Path) -> tuple[np.ndarray | None, float, float]:

@@ -15,14 +15,14 @@ import argparse
 import json
 import os
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 
 import numpy as np
-import psutil
+
+from measuring import run_measured
 
 _SIDE = 2048
 _SOURCE = Path(__file__).resolve().parent
@@ -120,34 +120,13 @@ def measure(interpreter: str, script: str, method: str, folder: Path) -> dict[st
         shutil.rmtree(folder / name, ignore_errors=True)
     os.sync()
     with (folder / "out").open("w+") as out:
-        process = subprocess.Popen([interpreter, str(_SOURCE / script), method, str(folder)], stdout=out)
-        peak, ended = 0.0, 0
-        while not ended:
-            peak = max(peak, _peak_gb(process.pid))
-            time.sleep(0.05)
-            ended, status, usage = os.wait4(process.pid, os.WNOHANG)
-        process.returncode = os.waitstatus_to_exitcode(status)
-        if process.returncode != 0:
-            sys.exit(f"{method} failed with exit code {process.returncode}")
+        usage = run_measured([interpreter, str(_SOURCE / script), method, str(folder)], out)
         out.seek(0)
-        figures = json.loads(out.read().splitlines()[-1])
-        return {**figures, "peak_gb": peak, "core_seconds": usage.ru_utime + usage.ru_stime}
-
-
-def _peak_gb(pid: int) -> float:
-    """Return the peak so far of the largest of a process and its children, as the kernel counts it.
-
-    Not ``ru_maxrss``, which begins with the peak of the program that started the process: ours here.
-    """
-    peaks = [0.0]
-    try:
-        parent = psutil.Process(pid)
-        for one in (parent, *parent.children(recursive=True)):
-            status = Path(f"/proc/{one.pid}/status").read_text()
-            peaks += [float(line.split()[1]) / 1e6 for line in status.splitlines() if line.startswith("VmHWM")]
-    except (psutil.NoSuchProcess, OSError):
-        pass  # one of them has just ended; its peak was seen a moment ago
-    return max(peaks)
+        printed = out.read()
+    if usage.code != 0:
+        sys.exit(f"{method} failed with exit code {usage.code}:\n{printed[-4000:]}")
+    figures = json.loads(next(line for line in reversed(printed.splitlines()) if line.startswith("{")))
+    return {**figures, "peak_gb": usage.peak_bytes / 1e9, "core_seconds": usage.cpu_seconds}
 
 
 def main() -> None:
