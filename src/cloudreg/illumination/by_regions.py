@@ -95,10 +95,12 @@ def estimate_bias_by_regions(
         [math.prod(a[places[:, i], k] for i, (a, k) in enumerate(zip(along, order, strict=True))) for order in _ORDERS]
     )
     coefficients = fit_field(np.log(values[inner][large].astype(np.float64)), region, functions)
-    table = np.zeros((_DEGREE + 1,) * 3)
-    for order, value in zip(_ORDERS, coefficients, strict=True):
-        table[order] = value
-    field = np.einsum("zi,yj,xk,ijk->zyx", *along, table, optimize=True)
+    # A library's matrix products add in an order that depends on its threads and on where the arrays lie. Rounded
+    # coefficients, and sums in a fixed order, are the same each time.
+    field = np.zeros(grid.shape)
+    for order, value in zip(_ORDERS, coefficients.round(6), strict=True):
+        z, y, x = (a[:, k] for a, k in zip(along, order, strict=True))
+        field += value * z[:, None, None] * y[:, None] * x
     field -= np.log(np.mean(np.exp(field[inner])))
     return BiasField(grid, field.astype(np.float32))
 
