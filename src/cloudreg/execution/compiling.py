@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 from numba.core import event
@@ -24,6 +25,7 @@ class _Announcer(event.Listener):  # type: ignore[misc]
         pass
 
 
+@cache
 def say_when_compiling() -> None:
     """Say once, from now on, that numba compiles."""
     event.register("numba:compile", _Announcer())
