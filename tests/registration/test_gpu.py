@@ -17,11 +17,11 @@ from cloudreg.registration.fit import choose_scales, solve
 from cloudreg.registration.flow import Flow, integrate, jacobian_determinant, smallest_determinant
 from cloudreg.registration.levels import make_level
 from cloudreg.registration.mixture import Mixture
-from cloudreg.registration.reference import explain
 from cloudreg.registration.smoothness import Motion, Smoothness
 from cloudreg.registration.solver import Fit, Intensity, Problem
 from cloudreg.settings import RegistrationSettings
 from cloudreg.space import Grid
+from plain_model import explain
 
 torch = pytest.importorskip("torch", reason="torch is not installed: pip install 'cloudreg[gpu]'")
 if not torch.cuda.is_available():

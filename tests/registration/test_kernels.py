@@ -8,10 +8,10 @@ from cloudreg.registration.contrast import initial_contrast
 from cloudreg.registration.flow import Flow
 from cloudreg.registration.levels import make_level
 from cloudreg.registration.mixture import Mixture
-from cloudreg.registration.reference import explain
 from cloudreg.registration.smoothness import Motion, Smoothness
 from cloudreg.registration.solver import Fit, Intensity, Problem
 from cloudreg.space import Grid
+from plain_model import explain
 
 SPACING = 500.0
 
@@ -49,6 +49,14 @@ def test_objective_agrees_with_the_plain_reference(case):
     explanation = explain(problem.level, problem.velocity_grid, fit)
     expected = -np.sum(problem.level.target.weight * explanation.log_likelihood, dtype=float)
     assert problem.evaluate(fit).data == pytest.approx(expected, rel=2e-5)
+
+
+def test_maps_agree_with_the_plain_reference(case):
+    problem, fit = case
+    expected = explain(problem.level, problem.velocity_grid, fit)
+    found = problem.explain(fit)
+    for name in ("atlas", "predicted", "match", "artifact"):
+        np.testing.assert_allclose(getattr(found, name), getattr(expected, name), atol=2e-5)
 
 
 def test_both_loops_agree_on_the_objective(case):

@@ -9,29 +9,10 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from cloudreg.registration.sampling import VALUE_KEEPING, cell, vector_at
+from cloudreg.registration.sampling import VALUE_KEEPING, cell, slopes_at, vector_at
 
 # One thread: a velocity grid is small, and handing its loops to threads costs more than they take on a busy machine.
 _LOOP = {"cache": True, "nogil": True, "fastmath": VALUE_KEEPING}
-
-
-@njit(**_LOOP)
-def _slopes(u, iz, iy, ix, fz, fy, fx, k):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
-    """Derivatives of component k of the trilinear interpolant per voxel, along z, y, x."""
-    one = np.float32(1)
-    a000 = u[iz, iy, ix, k]
-    a001 = u[iz, iy, ix + 1, k]
-    a010 = u[iz, iy + 1, ix, k]
-    a011 = u[iz, iy + 1, ix + 1, k]
-    a100 = u[iz + 1, iy, ix, k]
-    a101 = u[iz + 1, iy, ix + 1, k]
-    a110 = u[iz + 1, iy + 1, ix, k]
-    a111 = u[iz + 1, iy + 1, ix + 1, k]
-    gz, gy, gx = one - fz, one - fy, one - fx
-    dz = gy * (gx * (a100 - a000) + fx * (a101 - a001)) + fy * (gx * (a110 - a010) + fx * (a111 - a011))
-    dy = gz * (gx * (a010 - a000) + fx * (a011 - a001)) + fz * (gx * (a110 - a100) + fx * (a111 - a101))
-    dx = gz * (gy * (a001 - a000) + fy * (a011 - a010)) + fz * (gy * (a101 - a100) + fy * (a111 - a110))
-    return dz, dy, dx
 
 
 @njit(**_LOOP)
@@ -53,7 +34,7 @@ def push(u, field, change, field_change, spacing):  # type: ignore[no-untyped-de
                 cx = change[z, y, x, 2] / spacing[2] * free_x
                 moved = vector_at(field_change, pz, py, px)
                 for k in range(3):
-                    dz, dy, dx = _slopes(field, iz, iy, ix, fz, fy, fx, k)
+                    dz, dy, dx = slopes_at(field, iz, iy, ix, fz, fy, fx, k)
                     result[z, y, x, k] = change[z, y, x, k] + moved[k] + dz * cz + dy * cy + dx * cx
     return result
 
@@ -78,7 +59,7 @@ def pull(u, field, force, spacing):  # type: ignore[no-untyped-def]  # noqa: ANN
                 f1 = force[z, y, x, 1]
                 f2 = force[z, y, x, 2]
                 for k in range(3):
-                    dz, dy, dx = _slopes(field, iz, iy, ix, fz, fy, fx, k)
+                    dz, dy, dx = slopes_at(field, iz, iy, ix, fz, fy, fx, k)
                     f = force[z, y, x, k]
                     own[z, y, x, 0] += free_z * dz * f / spacing[0]
                     own[z, y, x, 1] += free_y * dy * f / spacing[1]

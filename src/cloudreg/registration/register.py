@@ -24,7 +24,7 @@ from cloudreg.registration.flow import invert, jacobian_determinant
 from cloudreg.registration.levels import Image
 from cloudreg.registration.pose import MOST_ANISOTROPY, MOST_VOLUME, TIE, implausible
 from cloudreg.registration.prepare import labelled_part, prepare
-from cloudreg.registration.reference import Explanation, explain
+from cloudreg.registration.solver import Explanation
 from cloudreg.run_folder import library_versions
 from cloudreg.settings import RegistrationSettings
 from cloudreg.space import Grid, axes_between, proper_orientations
@@ -293,7 +293,7 @@ def _finish(solution: Solution, scales: Scales, biases: dict[int, BiasField]) ->
         DisplacementField(grid, np.ascontiguousarray(np.moveaxis(inverse, 3, 0))),
     )
     level = solution.problem.level
-    explanation = explain(level, grid, fit)
+    explanation = solution.problem.explain(fit)
     figures = _figures(solution, transform, explanation)
     _refuse_failure(figures)
     figures["doubts"] = _doubts(figures)

@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cloudreg.registration import kernels
 from cloudreg.registration.affine import AffineGroup
 from cloudreg.registration.backend import Field, backend_of
 from cloudreg.registration.contrast import Contrast
@@ -140,6 +141,26 @@ class Linearization:
 
 
 @dataclass(frozen=True)
+class Explanation:
+    """What a fit says about every voxel of the target, in arrays (z, y, x) float32.
+
+    Parameters
+    ----------
+    atlas
+        Atlas value (normalised) pulled to the target.
+    predicted
+        The target grey that the model expects of matching tissue.
+    match, artifact
+        Posteriors; what is left of 1 is background.
+    """
+
+    atlas: NDArray[np.float32]
+    predicted: NDArray[np.float32]
+    match: NDArray[np.float32]
+    artifact: NDArray[np.float32]
+
+
+@dataclass(frozen=True)
 class Energy:
     """One line of ``energies.csv``: the objective before a step, and by how much the step lowered it.
 
@@ -242,6 +263,11 @@ class Problem:
         loop = backend_of(fit.flow.displacement).evaluate
         data, statistics, moments = zip(*(loop(*arguments) for arguments in self._arguments(fit)), strict=True)
         return Evaluation(sum(data), statistics, moments)
+
+    def explain(self, fit: Fit) -> Explanation:
+        """Return what a fit in the main memory says about every voxel, by the first pair of channels."""
+        target, _, _, *model = self._arguments_of(self.level, fit.intensities[0], fit)
+        return Explanation(*kernels.explain(target, *model))
 
     def prior(self, fit: Fit) -> float:
         """Return the prior's part of the objective."""

@@ -1,8 +1,4 @@
-"""What a fit says about every voxel, in plain array operations.
-
-Slower than `cloudreg.registration.kernels` and independent of it: the kernels are tested against this, and the maps
-of a finished registration are made with it.
-"""
+"""What a fit says about every voxel, in plain array operations: what the kernels are tested against."""
 
 from __future__ import annotations
 
