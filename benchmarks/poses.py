@@ -92,7 +92,7 @@ def main() -> None:
             began = time.perf_counter()
             solution, target = fitted((seen + noise).astype(np.float32), [_VOXEL_UM] * 3, atlas, letters)
             seconds.append(time.perf_counter() - began)
-            inside = target.grid.index_to_um(np.argwhere(target.foreground()))
+            inside = target.grid.index_to_um(np.argwhere(target.foreground))
             difference = solution.fit.to_atlas - truth @ back
             error = np.median(np.linalg.norm(inside @ difference[:3, :3].T + difference[:3, 3], axis=1))
             # Half a millimetre is far less than any wrong pose and more than two stains disagree by.

@@ -1,6 +1,6 @@
 import numpy as np
 
-from cloudreg.registration.contrast import initial_contrast
+from cloudreg.registration.contrast import _solve_each, initial_contrast
 
 
 def moments_of(t, grey, weight, order):
@@ -61,3 +61,12 @@ def test_nodes_are_centred_on_the_target():
     last = contrast.coefficients.shape[0] - 1
     assert offset >= 0
     np.testing.assert_allclose(0 * scale + offset, last - (12 * scale + offset), atol=1e-9)
+
+
+def test_many_small_systems_are_solved_as_one_by_one():
+    rng = np.random.default_rng(3)
+    factors = rng.standard_normal((50, 4, 4))
+    matrices = factors @ factors.transpose(0, 2, 1) + 0.1 * np.eye(4)
+    right = rng.standard_normal((50, 4))
+    expected = np.linalg.solve(matrices, right[..., None])[..., 0]
+    np.testing.assert_allclose(_solve_each(matrices.T, right.T).T, expected, rtol=1e-9)

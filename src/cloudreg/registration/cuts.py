@@ -77,7 +77,7 @@ def flat_faces(image: Image) -> list[Cut]:
     sought among planes through three of them (Fischler and Bolles, CACM 24:381-395, 1981). Faces at the volume's own
     border are no evidence: nothing was imaged beyond them.
     """
-    tissue = image.foreground()
+    tissue = image.foreground
     faces = []
     for axis in range(3):
         for high in (False, True):

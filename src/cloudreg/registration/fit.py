@@ -101,7 +101,7 @@ def choose_scales(atlas: Image, target: Grid, template: Grid, settings: Registra
     settings
         What it sets is taken as it is.
     """
-    volume = float(atlas.foreground().sum()) * atlas.grid.voxel_volume_um3
+    volume = float(atlas.foreground.sum()) * atlas.grid.voxel_volume_um3
     unit = volume ** (1 / 3) / _UNITS_PER_BRAIN
     finest = settings.resolution_um
     if finest is None:
@@ -124,7 +124,7 @@ def velocity_grid_for(atlas: Image, scales: Scales) -> Grid:
     from scipy.fft import next_fast_len
 
     low, high = atlas.grid.bounds_um()
-    index = np.argwhere(atlas.foreground())
+    index = np.argwhere(atlas.foreground)
     brain = atlas.grid.index_to_um(np.array([index.min(axis=0), index.max(axis=0)]))
     low = np.minimum(low, brain.min(axis=0) - 2 * scales.kernel)
     high = np.maximum(high, brain.max(axis=0) + 2 * scales.kernel)
@@ -298,7 +298,7 @@ def solve(
 
 
 def _first_intensity(target: Image, atlas: Image, settings: RegistrationSettings) -> Intensity:
-    bright = float(np.quantile(target.values[target.foreground()], 0.9))
+    bright = float(np.quantile(target.values[target.foreground], 0.9))
     contrast = initial_contrast(_inside(atlas), settings.contrast_order, (0.0, bright))
     artifact, background = (0.2, 0.01) if settings.mixture else (1e-9, 1e-9)
     mixture = Mixture(0.3, 0.5, 0.2, 1.0, 0.0, (1 - artifact - background, artifact, background))

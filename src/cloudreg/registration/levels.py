@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property, reduce
+from operator import add
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,15 +43,19 @@ class Image:
         weight = _block_sum(self.weight, factors)
         total = _block_sum(self.values * self.weight, factors)
         values = np.divide(total, weight, out=np.zeros_like(total), where=weight > 0)
-        full = _block_sum(np.ones_like(self.weight), factors)
+        voxels = [
+            _block_sum(np.ones(n, dtype=np.float32), [f]) for n, f in zip(self.weight.shape, factors, strict=True)
+        ]
+        full = voxels[0][:, None, None] * voxels[1][:, None] * voxels[2]
         return Image(values, weight / full, self.grid.downsampled(factors))
 
     def without(self, lost: Sequence[NDArray[np.bool_]]) -> Image:
         """Return the image with no weight where any of the (z, y, x) masks is true."""
         return replace(self, weight=np.where(np.logical_or.reduce(lost), np.float32(0), self.weight))
 
+    @cached_property
     def foreground(self) -> NDArray[np.bool_]:
-        """Return where there is tissue: above Otsu's threshold of the smoothed image."""
+        """Where there is tissue: above Otsu's threshold of the smoothed image."""
         from scipy.ndimage import gaussian_filter
 
         smooth = gaussian_filter(self.values, 1.0)
@@ -99,11 +105,11 @@ class Level:
         grid = self.target.grid
         step = np.linalg.inv(self.atlas_grid.affine) @ to_atlas @ grid.affine
         brain = affine_transform(self.atlas, step[:3, :3], step[:3, 3], grid.shape, order=1, mode="constant") > 0.1
-        return self._near(brain | self.target.foreground(), margin_um)
+        return self._near(brain | self.target.foreground, margin_um)
 
     def near_the_tissue(self, margin_um: float) -> Level:
         """Return the level with only those voxels active that lie within ``margin_um`` of the target's tissue."""
-        return self._near(self.target.foreground(), margin_um)
+        return self._near(self.target.foreground, margin_um)
 
     def without(self, lost: NDArray[np.bool_]) -> Level:
         """Return the level with the voxels of a (z, y, x) mask left out."""
@@ -150,7 +156,10 @@ def otsu_threshold(values: NDArray[np.floating]) -> float:
 
 
 def _block_sum(array: NDArray[np.float32], factors: Sequence[int]) -> NDArray[np.float32]:
+    """Sum blocks of ``factors`` voxels; those at the far ends may be smaller."""
+    missing = [(0, -n % factor) for n, factor in zip(array.shape, factors, strict=True)]
+    array = np.pad(array, missing) if np.any(missing) else array
     for axis, factor in enumerate(factors):
-        if factor > 1:
-            array = np.add.reduceat(array, np.arange(0, array.shape[axis], factor), axis=axis, dtype=np.float32)
+        before = (slice(None),) * axis
+        array = reduce(add, (array[(*before, slice(first, None, factor))] for first in range(factor)))
     return array

@@ -108,7 +108,7 @@ def centred_pose(
     if scale is not None:
         known = _matching(name, rotation / np.asarray(scale), centroid(target), centroid(atlas))
         return replace(known, scaled=True)
-    volume = [float(i.foreground().sum()) * i.grid.voxel_volume_um3 for i in (atlas, target)]
+    volume = [float(i.foreground.sum()) * i.grid.voxel_volume_um3 for i in (atlas, target)]
     centre = [centroid(i) for i in (atlas, target)]
     # A volume that differs by more than that is a partial brain or a poor mask, not swelling.
     growth = float(np.clip((volume[0] / volume[1]) ** (1 / 3), 0.8, 1.25))
@@ -117,7 +117,7 @@ def centred_pose(
 
 def centroid(image: Image) -> NDArray[np.float64]:
     """Return the centre of mass of the foreground, um."""
-    index = np.argwhere(image.foreground())
+    index = np.argwhere(image.foreground)
     if index.size == 0:
         raise InputError("expected an image with tissue brighter than its background; found none: check the channel")
     return image.grid.index_to_um(index.mean(axis=0))
@@ -184,7 +184,7 @@ def find_start(
     A cut is believed when, over the voxels on this side of it, the fit that knows of it leaves less unexplained than
     the fit that takes the air beyond it for air, and puts a good part of the brain beyond.
     """
-    brain = atlas.grid.index_to_um(np.argwhere(atlas.foreground()))
+    brain = atlas.grid.index_to_um(np.argwhere(atlas.foreground))
     found = Start(*_best_pose(search, coarse, start, candidates, group, turn=len(candidates) > 1), [])
     known = candidates[0].given or candidates[0].scaled
     if not known and implausible(found.fit.to_atlas):
@@ -267,7 +267,7 @@ def _poses_of_parts(
     ``brain`` holds the atlas's points (n, 3), each of which stands for a volume.
     """
     target = problem.level.target
-    tissue = np.count_nonzero(target.foreground()) * target.grid.voxel_volume_um3
+    tissue = np.count_nonzero(target.foreground) * target.grid.voxel_volume_um3
     middle = centroid(target)
     if found.cuts:
         # What earlier cuts took away is gone; the orientation is known by now.
@@ -359,7 +359,7 @@ def _turned(pose: Pose, vector: NDArray[np.float64], problem: Problem) -> Pose:
 
 def _distinct(poses: Sequence[Pose], problem: Problem) -> list[Pose]:
     """Leave out poses that take the target nearly where a better one takes it."""
-    index = np.argwhere(problem.level.target.foreground())
+    index = np.argwhere(problem.level.target.foreground)
     corners = problem.level.target.grid.index_to_um(index[:: max(1, len(index) // 50)])
     kept: list[Pose] = []
     places: list[NDArray[np.float64]] = []

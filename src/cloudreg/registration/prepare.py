@@ -139,7 +139,7 @@ def labelled_part(template: Image, labels: Volume, engine: Engine) -> Image | No
     padded = np.pad(inside, 2 * gap)
     padded = binary_fill_holes(binary_closing(padded, iterations=gap))
     brain = binary_dilation(padded, iterations=1)[(slice(2 * gap, -2 * gap),) * 3]
-    share = float((brain & template.foreground()).sum() / max(1, template.foreground().sum()))
+    share = float((brain & template.foreground).sum() / max(1, template.foreground.sum()))
     if not _LEAST_SHARE < share < _MOST_SHARE:
         return None
     return Image(np.where(brain, template.values, np.float32(0)), template.weight, template.grid)

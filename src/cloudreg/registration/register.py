@@ -246,7 +246,7 @@ def _require_comparable(target: Grid, template: Grid) -> None:
 
 def _require_like_size(target: Image, template: Image) -> None:
     """Refuse brains of which one is several times as large as the other."""
-    volumes = [float(i.foreground().sum()) * i.grid.voxel_volume_um3 for i in (target, template)]
+    volumes = [float(i.foreground.sum()) * i.grid.voxel_volume_um3 for i in (target, template)]
     if min(volumes) == 0:
         return
     ratio = (volumes[0] / volumes[1]) ** (1 / 3)

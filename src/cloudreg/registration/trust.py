@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from cloudreg.atlas import Atlas, Region
+from cloudreg.atlas import Atlas, Region, as_ids
 from cloudreg.registration.register import Registration
-from cloudreg.space import Box, split
+from cloudreg.space import split
 from cloudreg.transforms import jacobian_determinant
 
 TRUST = "trust.csv"
@@ -28,7 +28,9 @@ MOST_SWELLING = 3.0
 """A region that is swollen or shrunk by more than this, on average and beside the affine, has flown to the wrong
 place."""
 
-_SAMPLES = 2**21
+_SLAB_VOXELS = 2**24
+"""Voxels of the labels that are read at a time."""
+
 _SIDES = ("left", "right")
 
 
@@ -91,17 +93,21 @@ def region_trust(registration: Registration, atlas: Atlas) -> list[RegionTrust]:
     """
     if atlas.labels is None:
         return []
-    factors = [max(1, round(max(registration.target_grid.voxel_size_um) / v)) for v in atlas.labels.grid.voxel_size_um]
-    grid = atlas.labels.grid.downsampled(factors)
+    full = atlas.labels.grid
+    factors = [max(1, round(max(registration.target_grid.voxel_size_um) / v)) for v in full.voxel_size_um]
+    middle = [factor // 2 for factor in factors]
+    every = tuple(slice(first, None, factor) for first, factor in zip(middle, factors, strict=True))
     growth = np.log(np.clip(jacobian_determinant(registration.transform.to_target), 1e-3, None))
     ids: NDArray[np.uint64] = np.zeros(0, dtype=np.uint64)
     sums = np.zeros((0, 2, 5))
-    ny, nx = grid.shape[1:]
-    for box in split(grid.shape, (max(1, _SAMPLES // (ny * nx)), ny, nx)):
-        points = grid.index_to_um(_indices(box))
-        labels = atlas.labels_at(points)
-        points, labels = points[labels > 0], labels[labels > 0]
-        if labels.size:
+    ny, nx = full.shape[1:]
+    planes = factors[0] * max(1, _SLAB_VOXELS // (factors[0] * ny * nx))
+    for box in split(full.shape, (planes, ny, nx)):
+        labels = as_ids(atlas.labels.read(box))[every]
+        index = np.argwhere(labels > 0)
+        if len(index):
+            labels = labels[tuple(index.T)]
+            points = full.index_to_um(index * factors + middle + box.start)
             found, row = np.unique(labels, return_inverse=True)
             merged = np.union1d(ids, found)
             grown = np.zeros((merged.size, 2, 5))
@@ -110,6 +116,7 @@ def region_trust(registration: Registration, atlas: Atlas) -> list[RegionTrust]:
             code = 2 * np.searchsorted(ids, found)[row] + (atlas.side(points) == "right")
             for k, value in enumerate(_measures(registration, growth, points)):
                 sums[..., k] += np.bincount(code, value, minlength=2 * ids.size).reshape(-1, 2)
+    sample_mm3 = full.voxel_volume_um3 * float(np.prod(factors)) * 1e-9
     order = {region_id: place for place, region_id in enumerate(atlas.regions)}
     rows = []
     for n in sorted(range(ids.size), key=lambda n: (order.get(int(ids[n]), len(order)), int(ids[n]))):
@@ -119,7 +126,7 @@ def region_trust(registration: Registration, atlas: Atlas) -> list[RegionTrust]:
                     RegionTrust(
                         atlas.regions.named(int(ids[n])),
                         side,
-                        float(count) * grid.voxel_volume_um3 * 1e-9,
+                        float(count) * sample_mm3,
                         float(weight / count),
                         float(match / weight) if weight else float("nan"),
                         float(np.sqrt(squares / weight)) if weight else float("nan"),
@@ -150,11 +157,6 @@ def read_doubts(folder: str | Path) -> dict[tuple[int, str], str] | None:
         return None
     with path.open(newline="", encoding="utf-8") as file:
         return {(int(row["id"]), row["side"]): row["doubt"] for row in csv.DictReader(file)}
-
-
-def _indices(box: Box) -> NDArray[np.int64]:
-    axes = [np.arange(a, b) for a, b in zip(box.start, box.stop, strict=True)]
-    return np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, 3)
 
 
 def _measures(
