@@ -140,12 +140,16 @@ FillMissing = Annotated[bool, typer.Option("--fill-missing", help="Take chunks t
 Device = Annotated[Literal["cpu", "cuda"] | None, typer.Option("--device", help="Where the solver runs.")]
 
 
-def _engine(workers: int | None, memory: str | None, cluster: str | None = None) -> Engine:
+_REGISTRATION = "cloudreg.registration.ahead"
+"""What a first run compiles in a second process."""
+
+
+def _engine(workers: int | None, memory: str | None, cluster: str | None = None, ahead: str | None = None) -> Engine:
     from cloudreg.execution import Engine, progress
     from cloudreg.execution.compiling import say_when_compiling
 
     progress.enable()
-    say_when_compiling()
+    say_when_compiling(ahead)
     return Engine(workers=workers, memory=memory, cluster=cluster)
 
 
@@ -189,7 +193,7 @@ def demo(
     """Run everything on an acquisition made here, and print the errors against the known truth."""
     from cloudreg import commands
 
-    with _engine(workers, memory) as engine:
+    with _engine(workers, memory, ahead=_REGISTRATION) as engine:
         commands.demo(out, engine, command=_command())
 
 
@@ -235,7 +239,7 @@ def run(
         registration__resolution_um=resolution,
         registration__device=device,
     )
-    with _engine(workers, memory, cluster) as engine:
+    with _engine(workers, memory, cluster, _REGISTRATION) as engine:
         pipeline.run(raw, out, chosen, engine, command=_command(), voxel_size_um=voxel_size, strict=strict)
 
 
@@ -541,7 +545,7 @@ def register(
         registration__grid_correction=grid_correction,
         registration__bias_correction=bias_correction,
     )
-    with _engine(workers, memory, cluster) as engine:
+    with _engine(workers, memory, cluster, _REGISTRATION) as engine:
         commands.register(
             target,
             out,

@@ -1,7 +1,13 @@
-"""A word to the person who waits while the hot loops are compiled, which happens once on a machine."""
+"""A first run on a machine compiles the hot loops: it says so, and has a second process compile what it needs last.
+
+What is compiled goes into numba's cache on the disk, from where the other process takes it when it comes to it.
+"""
 
 from __future__ import annotations
 
+import atexit
+import subprocess
+import sys
 from functools import cache
 from typing import Any
 
@@ -11,21 +17,37 @@ from cloudreg.execution.progress import say
 
 
 class _Announcer(event.Listener):  # type: ignore[misc]
-    """Says it at the first compilation; what comes from the cache is no compilation."""
+    """Acts at the first compilation; what comes from the cache is no compilation."""
 
-    def __init__(self) -> None:
+    def __init__(self, ahead: str | None) -> None:
+        self.ahead = ahead
         self.said = False
 
     def on_start(self, event: Any) -> None:
         if not self.said:
             self.said = True
             say("compiling what is computed most: only the first time on this machine")
+            if self.ahead is not None:
+                _start(self.ahead)
 
     def on_end(self, event: Any) -> None:
         pass
 
 
 @cache
-def say_when_compiling() -> None:
-    """Say once, from now on, that numba compiles."""
-    event.register("numba:compile", _Announcer())
+def say_when_compiling(ahead: str | None = None) -> None:
+    """Say once, from now on, that numba compiles.
+
+    Parameters
+    ----------
+    ahead
+        A module that, run as a program, compiles what this process will need after a while. It is started at the first
+        compilation, and stopped with this process.
+    """
+    event.register("numba:compile", _Announcer(ahead))
+
+
+def _start(module: str) -> None:
+    nothing = subprocess.DEVNULL
+    process = subprocess.Popen([sys.executable, "-m", module], stdin=nothing, stdout=nothing, stderr=nothing)
+    atexit.register(process.kill)

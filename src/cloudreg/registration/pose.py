@@ -117,10 +117,11 @@ def centred_pose(
 
 def centroid(image: Image) -> NDArray[np.float64]:
     """Return the centre of mass of the foreground, um."""
-    index = np.argwhere(image.foreground)
-    if index.size == 0:
+    counts = [image.foreground.sum(axis=tuple(k for k in range(3) if k != axis)) for axis in range(3)]
+    total = counts[0].sum()
+    if total == 0:
         raise InputError("expected an image with tissue brighter than its background; found none: check the channel")
-    return image.grid.index_to_um(index.mean(axis=0))
+    return image.grid.index_to_um([count @ np.arange(count.size) / total for count in counts])
 
 
 def _matching(name: str, linear: NDArray[np.float64], here: NDArray[np.float64], there: NDArray[np.float64]) -> Pose:

@@ -290,8 +290,8 @@ class Problem:
         """
         flow, weight = fit.flow, self.prior_weight / self.softness
         # The curvature of a velocity, as a matrix at each node.
-        parts = [flow.half_way_back(linear.hessian[..., k : k + 3]) for k in (0, 3)]
-        hessian = backend_of(flow.displacement).xp.concat(parts, axis=-1) * stiffness
+        halves = [flow.half_way_back(linear.hessian[..., k : k + 3]) for k in (0, 3)]
+        hessian = [half[..., k] * stiffness for half in halves for k in range(3)]
 
         def curvature(motion: Motion) -> Field:
             return _symmetric(hessian, motion.velocity) + weight * motion.momentum
@@ -478,18 +478,12 @@ def _updated(
     return replace(intensity, contrast=intensity.contrast.refitted(moments, smoothing), mixture=mixture)
 
 
-def _symmetric(hessian: Field, field: Field) -> Field:
-    """Multiply the 3 x 3 matrix at each node with the vector there."""
+def _symmetric(hessian: Sequence[Field], field: Field) -> Field:
+    """Multiply the 3 x 3 matrix at each node, given by its fields zz, zy, zx, yy, yx, xx, with the vector there."""
     z, y, x = field[..., 0], field[..., 1], field[..., 2]
-    h = hessian
-    return backend_of(field).xp.stack(
-        [
-            h[..., 0] * z + h[..., 1] * y + h[..., 2] * x,
-            h[..., 1] * z + h[..., 3] * y + h[..., 4] * x,
-            h[..., 2] * z + h[..., 4] * y + h[..., 5] * x,
-        ],
-        axis=-1,
-    )
+    zz, zy, zx, yy, yx, xx = hessian
+    rows = [zz * z + zy * y + zx * x, zy * z + yy * y + yx * x, zx * z + yx * y + xx * x]
+    return backend_of(field).xp.stack(rows, axis=-1)
 
 
 def _conjugate_gradients(
@@ -497,7 +491,7 @@ def _conjugate_gradients(
     right: Field,
     precondition: Callable[[Field], Motion],
     iterations: int,
-    tolerance: float = 0.05,
+    tolerance: float = 0.2,
 ) -> Motion:
     """Solve ``multiply(x) = right``, starting from 0, to a relative residual of ``tolerance`` in the prior's norm.
 
