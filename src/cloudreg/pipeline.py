@@ -73,6 +73,13 @@ def align_tiles(
     write_project(alignment.placed, out, step="merging")
 
 
+def placement_doubts(project: Path) -> list[str]:
+    """Return a line for each way in which the images don't hold some of a project's tiles."""
+    from cloudreg.stitching.certainty import doubt_lines
+
+    return doubt_lines(read_project(project))
+
+
 def fuse_tiles(
     acquisition: Acquisition,
     channel: int,
@@ -233,6 +240,7 @@ def run(
             if align.needed:
                 flat = here.shading(align_by)
                 align_tiles(acquisition, align_by, flat, here.project, settings.align, engine, seams=here.seams)
+                align.warnings.extend(placement_doubts(here.project))
 
         for c in channels:
             with work.stage(

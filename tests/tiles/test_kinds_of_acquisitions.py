@@ -322,6 +322,15 @@ def test_no_link_at_all_is_said_and_placed_by_the_stage(cloudreg, tmp_path):
     assert project.position_px(1, 2) == pytest.approx((0, PITCH, 2 * PITCH), abs=1e-6)
 
 
+def test_a_tile_that_shows_nothing_is_named_and_how_far_it_may_be_off(cloudreg, tmp_path, stacks):
+    dark = stacks | {(0, 2): np.random.default_rng(1).poisson(100, SHAPE).astype(np.uint16)}
+    code, out, err = cloudreg("align", colm(tmp_path, dark), tmp_path / "placed.xml", "--memory", "1GB")
+    assert code == 0
+    said = " ".join((out + err).split())
+    assert "WARNING LOC002 (row 0, column 2): no usable overlap: placed by the stage, may be off by up to ~" in said
+    assert said.count("WARNING") == 1
+
+
 @pytest.mark.parametrize(
     ("stated", "message"),
     [

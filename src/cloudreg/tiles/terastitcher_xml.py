@@ -1,7 +1,8 @@
 """TeraStitcher's project files, one schema for all of its steps: the names in them, and a lenient reader.
 
 TeraStitcher's positions and displacements are whole pixels. Ours are real numbers: the attributes that TeraStitcher
-reads hold them rounded, and attributes that it does not know (``POSITION_V`` …, ``displ_px``) hold them whole.
+reads hold them rounded, and attributes that it does not know (``POSITION_V`` …, ``displ_px``) hold them whole. Others
+(``SIGMA_V`` …) say how well a position is known.
 Its axes are V = vertical = y, H = horizontal = x, D = depth = z.
 """
 
@@ -17,7 +18,7 @@ from xml.etree.ElementTree import Element
 from cloudreg.errors import InputError
 from cloudreg.execution.progress import say
 from cloudreg.tiles.acquisition import Intervals
-from cloudreg.tiles.project import AxisDisplacement, Displacement, Extras, Project, ProjectTile, Triple
+from cloudreg.tiles.project import AxisDisplacement, Certainty, Displacement, Extras, Project, ProjectTile, Triple
 
 ROOT = "TeraStitcher"
 HEADER = {
@@ -35,6 +36,7 @@ _ROOT_NAMES = ("volume_format", "input_plugin")
 _STACK_NAMES = (
     *("N_CHANS", "N_BYTESxCHAN", "ROW", "COL", "ABS_V", "ABS_H", "ABS_D", "STITCHABLE", "DIR_NAME", "Z_RANGES"),
     *("IMG_REGEX", "POSITION_V", "POSITION_H", "POSITION_D"),
+    *("SIGMA_V", "SIGMA_H", "SIGMA_D", "SIGMA_WORST", "STAGE_SHARE"),
 )
 _AXIS_NAMES = (
     *("displ", "default_displ", "reliability", "nccPeak", "nccWidth", "nccWRangeThr", "nccInvWidth", "delay"),
@@ -114,7 +116,8 @@ class _Reader:
         rounded = self._triple(stack, "ABS_")
         exact = self._triple(stack, "POSITION_") if "POSITION_V" in stack.keys() else rounded  # noqa: SIM118
         # A tool that knows nothing of our attributes may have moved the tile.
-        position = exact if whole_position(exact) == whole_position(rounded) else rounded
+        ours = whole_position(exact) == whole_position(rounded)
+        position = exact if ours else rounded
         ranges = stack.get("Z_RANGES")
         return ProjectTile(
             row,
@@ -128,8 +131,13 @@ class _Reader:
             south=self._displacements(stack, "SOUTH"),
             channels=self._whole(stack, "N_CHANS", 1),
             bytes_per_channel=self._whole(stack, "N_BYTESxCHAN", 2),
+            certainty=self._certainty(stack) if ours and "SIGMA_WORST" in stack.keys() else None,  # noqa: SIM118
             extras=_extras(stack, _STACK_NAMES, SIDES),
         )
+
+    def _certainty(self, stack: Element) -> Certainty:
+        worst, share = (self._real(stack, name) for name in ("SIGMA_WORST", "STAGE_SHARE"))
+        return Certainty(self._triple(stack, "SIGMA_"), worst, share)
 
     def _displacements(self, stack: Element, side: str) -> tuple[Displacement, ...]:
         found = stack.find(f"{side}_displacements")
