@@ -20,6 +20,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -122,7 +123,7 @@ def measure_shift(
     levels = _pyramid(first, second, search_px, voxel_size_um)
     top = levels[-1]
     low, high = top.window(nominal_px, search_px)
-    a, b = bandpass(top.first.values), bandpass(top.second.values)
+    a, b = top.filtered or (bandpass(top.first.values), bandpass(top.second.values))
     candidates = correlation_map(a, b, _voxel_mask(top.first), _voxel_mask(top.second), low, high).peaks()
     shifts = [_refined(levels, _common_texture(a, b, lag), lag) for lag in candidates]
     return _clear_winner([s for s in shifts if s is not None and _is_plausible(s, nominal_px, search_px)])
@@ -168,6 +169,13 @@ class _Level:
     first: Strip
     second: Strip
     factors: Array
+
+    @cached_property
+    def filtered(self) -> tuple[Array, Array] | None:
+        """Both strips, band-passed, for all candidates; None for the finest level, of which small parts are needed."""
+        if self.factors.max() == 1:
+            return None
+        return bandpass(self.first.values), bandpass(self.second.values)
 
     def window(self, nominal_px: Sequence[int], search_px: Sequence[int]) -> tuple[list[int], list[int]]:
         """First and last lag of the search on this level, such that some voxels always overlap."""
@@ -306,6 +314,7 @@ def _scores(a: Array, b: Array, offset: Array, gain: float) -> Array:
 def _pieces(level: _Level, start: Array, texture: Array, texture_factors: Array) -> list[_Piece]:
     """Filtered pieces of both strips around the expected overlap: those with most texture in common."""
     first, second = level.first, level.second
+    filtered = level.filtered
     overlap = Box.whole(first.values.shape).shifted((-start).tolist()).intersection(Box.whole(second.values.shape))
     # At the edges of the tiles the filter sees one side only, and not the same one in both.
     inset = [0, *(min(WINDOW // 2, n // 6) for n in overlap.shape[1:])]
@@ -326,8 +335,8 @@ def _pieces(level: _Level, start: Array, texture: Array, texture_factors: Array)
         lag = [int(b + s - r) for b, s, r in zip(box.start, start, reach.start, strict=True)]
         result.append(
             (
-                _filtered(first.values, reach),
-                _filtered(second.values, box),
+                _filtered(first.values, reach) if filtered is None else np.ascontiguousarray(filtered[0][reach.slices]),
+                _filtered(second.values, box) if filtered is None else np.ascontiguousarray(filtered[1][box.slices]),
                 first.observed[reach.start[0] : reach.stop[0]],
                 second.observed[box.start[0] : box.stop[0]],
                 _triple(lag),
