@@ -216,7 +216,10 @@ def show(rows: Sequence[Row]) -> None:
 
 
 def make_large(folder: Path, tiles: int, side: int, planes: int) -> None:
-    """Write an acquisition of textured, vignetted, noisy tiles fast: each plane is the one before, moved by a pixel."""
+    """Write an acquisition of textured, vignetted, noisy tiles fast: each plane is the one before, moved at random.
+
+    Were it always moved in one direction, the texture would look the same along a slanted line, and lie nowhere on it.
+    """
     from scipy import ndimage
 
     rng = np.random.default_rng(0)
@@ -233,9 +236,11 @@ def make_large(folder: Path, tiles: int, side: int, planes: int) -> None:
     cells = [(r, c) for r in range(rows) for c in range(grid[1])]
     corners = {(r, c): rng.integers(0, 17, 2) + np.array([8 + r * pitch, 8 + c * pitch]) for r, c in cells}
 
+    path = np.cumsum(rng.integers(-1, 2, (planes, 2)), axis=0)
+
     def plane(row: int, column: int, channel: int, number: int) -> np.ndarray:
-        top, left = corners[row, column]
-        lines = np.take(specimen, range(top + number, top + number + side), 0, mode="wrap")
+        top, left = corners[row, column] + path[number]
+        lines = np.take(specimen, range(top, top + side), 0, mode="wrap")
         moved = np.take(lines, range(left, left + side), 1, mode="wrap")
         light = moved * flat
         start = int((13 * number + 7 * row + 3 * column) % 61)

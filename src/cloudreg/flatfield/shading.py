@@ -31,6 +31,14 @@ class Shading:
     flat: NDArray[np.float32]
     background: float
 
+    def require_size(self, height: int, width: int) -> None:
+        """Raise an `InputError` if it is not the field of tiles of this size."""
+        if self.flat.shape != (height, width):
+            raise InputError(
+                f"expected a flat field of {height} x {width} pixels, got one of {self.flat.shape[0]} x "
+                f"{self.flat.shape[1]}: it is of other tiles"
+            )
+
     def apply(
         self, planes: NDArray[np.generic], rows: slice = slice(None), columns: slice = slice(None)
     ) -> NDArray[np.float32]:

@@ -47,6 +47,11 @@ _BEYOND_PX = 0.5
 # hyperbolic tangent of the best one's correlation makes it ambiguous.
 _SAME_PX = 2.0
 _CLEARLY = 0.85
+# Shifts that differ by less than this, in pixels, or than so many standard deviations, mean the same.
+_CLOSE_PX = 1.0
+_MANY_SIGMA = 2.0
+NOTHING = 1e-6
+"""Information of a direction of which nothing is known, 1/px^2."""
 # Residuals are independent from block to block of this size, z y x.
 _BLOCK = (8, 12, 12)
 
@@ -90,6 +95,11 @@ class Shift:
     curvature: Array
     voxels: int
     information: Array
+
+    @property
+    def covariance(self) -> Array:
+        """Covariance of the lag, (3, 3), px^2; very large where nothing is known."""
+        return np.asarray(np.linalg.inv(self.information + NOTHING * np.eye(3)))
 
     @property
     def sharpness(self) -> Array:
@@ -139,13 +149,24 @@ def _is_plausible(shift: Shift, nominal_px: Sequence[int], search_px: Sequence[i
 
 
 def _clear_winner(shifts: list[Shift]) -> Shift | None:
-    """Return the shift of the highest correlation, or None if another one is nearly as high."""
+    """Return the shift of the highest correlation, or None if another one is nearly as high.
+
+    Peaks on one ridge, which differ only along what both leave open, are no rivals: the texture looks the same along
+    it, and across it they agree.
+    """
     if not shifts:
         return None
     best = max(shifts, key=lambda shift: shift.correlation)
     limit = np.tanh(_CLEARLY * np.arctanh(min(best.correlation, 0.999)))
-    others = [s for s in shifts if np.abs(s.lag_px - best.lag_px).max() > _SAME_PX]
+    others = [s for s in shifts if np.abs(s.lag_px - best.lag_px).max() > _SAME_PX and not same_shift(s, best)]
     return None if any(s.correlation > limit for s in others) else best
+
+
+def same_shift(one: Shift, other: Shift) -> bool:
+    """Whether two shifts differ by less than a pixel or so, or by no more than they are uncertain."""
+    difference = one.lag_px - other.lag_px
+    covariance = one.covariance + other.covariance + _CLOSE_PX**2 * np.eye(3)
+    return float(difference @ np.linalg.solve(covariance, difference)) <= _MANY_SIGMA**2
 
 
 def _refined(levels: list[_Level], texture: Array, found: Sequence[int]) -> Shift | None:

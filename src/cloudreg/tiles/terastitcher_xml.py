@@ -76,8 +76,11 @@ class _Reader:
         self._path = path
 
     def project(self, root: Element) -> Project:
+        if root.get("volume_format") == "MultiVolume":
+            raise InputError(f"{self._path} lists the projects of several channels: choose one of those")
         dimensions = self._child(root, "dimensions")
         rows, columns = self._whole(dimensions, "stack_rows"), self._whole(dimensions, "stack_columns")
+        slices = self._whole(dimensions, "stack_slices")
         stacks = self._child(root, "STACKS").findall("Stack")
         if len(stacks) != rows * columns:
             raise InputError(f"expected {rows} x {columns} <Stack> elements in {self._path}, got {len(stacks)}")
@@ -96,11 +99,11 @@ class _Reader:
         return Project(
             rows=rows,
             columns=columns,
-            slices=self._whole(dimensions, "stack_slices"),
+            slices=slices,
             voxel_size_um=size,
             pitch_um=(self._real(pitch, "V"), self._real(pitch, "H")),
             stacks_dir=Path(self._child(root, "stacks_dir").get("value", "")),
-            tiles=tuple(self._tile(stack, *divmod(i, columns)) for i, stack in enumerate(stacks)),
+            tiles=tuple(self._tile(stack, *divmod(i, columns), slices) for i, stack in enumerate(stacks)),
             origin_mm=(0.0, 0.0, 0.0) if origin is None else self._triple(origin, ""),
             axes=None if reference is None else self._axes(reference),
             volume_format=root.get("volume_format", "TiledXY|2Dseries"),
@@ -109,7 +112,7 @@ class _Reader:
             extras={tag: extra for tag, extra in extras.items() if extra != Extras()},
         )
 
-    def _tile(self, stack: Element, row: int, column: int) -> ProjectTile:
+    def _tile(self, stack: Element, row: int, column: int, slices: int) -> ProjectTile:
         stated = stack.get("ROW", str(row)), stack.get("COL", str(column))
         if stated != (str(row), str(column)):
             say(f"{self._path}: tile {row}, {column} calls itself {', '.join(stated)}; its place in the file counts")
@@ -124,7 +127,7 @@ class _Reader:
             column,
             name=stack.get("DIR_NAME", ""),
             position_px=position,
-            planes=None if ranges is None else self._intervals(ranges),
+            planes=None if ranges is None else self._intervals(ranges, slices),
             pattern=stack.get("IMG_REGEX", ""),
             stitchable=stack.get("STITCHABLE", "no").strip().lower() == "yes",
             east=self._displacements(stack, "EAST"),
@@ -169,10 +172,16 @@ class _Reader:
     def _axes(self, element: Element) -> tuple[int, int, int]:
         return self._whole(element, "ref1"), self._whole(element, "ref2"), self._whole(element, "ref3")
 
-    def _intervals(self, text: str) -> Intervals:
+    def _intervals(self, text: str, slices: int) -> Intervals:
         intervals = tuple((int(a), int(b)) for a, b in _INTERVAL.findall(text))
         if _INTERVAL.sub("", text).strip("; \t\r\n") or any(a >= b for a, b in intervals):
             raise InputError(f"expected Z_RANGES such as '[0,17);[19,40)' in {self._path}, got {text!r}")
+        ends = [end for interval in intervals for end in interval]
+        if ends != sorted(ends) or max(ends, default=0) > slices:
+            raise InputError(
+                f"expected Z_RANGES that ascend within [0,{slices}) in {self._path}, got {text!r}: mend them, or "
+                "stack_slices"
+            )
         return intervals
 
     def _child(self, parent: Element, tag: str) -> Element:
