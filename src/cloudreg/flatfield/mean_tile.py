@@ -12,6 +12,7 @@ _LARGE_BLOCKS = 24
 _LEAST_STEP = 4
 _PASSES = 10
 _OUTLIER = 2.0
+_SCATTER_PLANES = 64
 # Each level halves the distance of the control points.
 _N4_ITERATIONS = (50, 50, 50)
 
@@ -81,11 +82,13 @@ def find_mean_tile(light: NDArray[np.float32], tissue: NDArray[np.bool_]) -> Mea
     shown = tissue.reshape(log.shape)
     weight, rest = shown.astype(np.float32), np.empty_like(log)
     factor, seen = np.zeros(log.shape[1]), np.zeros(log.shape[1])
+    # Some of the planes tell the scatter as well as all do.
+    few = slice(None, None, max(1, len(log) // _SCATTER_PLANES))
     for _ in range(_PASSES):
         level = _fit_factor(log, weight, factor, seen)
         factor -= (factor * seen).sum() / max(seen.sum(), 1e-6)
         _subtract(log, level, factor, rest)
-        scale = 1.4826 * float(np.median(np.abs(rest[shown]))) + 1e-6
+        scale = 1.4826 * float(np.median(np.abs(rest[few][shown[few]]))) + 1e-6
         _weigh(rest, shown, np.float32(_OUTLIER * scale), weight)
     seen = weight.sum(axis=0, dtype=np.float64)
     factor[seen <= 0] = 0

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,7 +28,9 @@ _LEAST_PLANES = 0.2
 _STAGE_ERROR = 0.05
 # Fewer values than this say nothing about where the tiles lie.
 _FEWEST_VALUES = 64
+_COARSE_DEPTHS = 4
 _SEARCHED_DEPTHS = 16
+_NEAR = 2
 
 
 @dataclass(frozen=True)
@@ -113,22 +115,34 @@ class _Shifted:
         The ratio of the fields varies too, but slowly: its slope along both axes is left out of the variation.
         """
         shape = first.shape[-2], first.shape[-1]
-        # Some of the depths say as well where the tile lies.
-        few = slice(None, None, -(-len(first) // _SEARCHED_DEPTHS))
-        first, second = first[few], second[few]
-        window = range(-reach, reach + 1)
-        score = np.full((len(window), len(window)), np.inf)
-        for i, j in itertools.product(range(len(window)), repeat=2):
-            tried = _Shifted((step[0] + window[i], step[1] + window[j]), shape)
-            difference, seen = tried.compare(first, second, threshold)
-            count = int(np.count_nonzero(seen))
-            if count >= _FEWEST_VALUES:
-                score[i, j] = _variation(difference, seen, count)
-        if not np.isfinite(score).any():
+        side = 2 * reach + 1
+
+        def look(score: NDArray[np.float64], depths: int, lags: Iterable[tuple[int, ...]]) -> tuple[int, int]:
+            """Fill in the variation at some lags, from some of the depths, and return the best lag of all."""
+            few = slice(None, None, -(-len(first) // depths))
+            for i, j in lags:
+                if np.isnan(score[i, j]):
+                    tried = _Shifted((step[0] + i - reach, step[1] + j - reach), shape)
+                    difference, seen = tried.compare(first[few], second[few], threshold)
+                    count = int(np.count_nonzero(seen))
+                    score[i, j] = _variation(difference, seen, count) if count >= _FEWEST_VALUES else np.inf
+            return divmod(int(np.where(np.isnan(score), np.inf, score).argmin()), side)
+
+        # A few depths say about where the tile lies, some more of them where exactly.
+        everywhere = list(itertools.product(range(side), repeat=2))
+        coarse, score = np.full((2, side, side), np.nan)
+        best, before = look(coarse, _COARSE_DEPTHS, everywhere), None
+        if not np.isfinite(coarse[best]):
+            best = before = look(score, _SEARCHED_DEPTHS, everywhere)
+        while best != before:
+            before = best
+            near = (range(max(0, k - _NEAR), min(side, k + _NEAR + 1)) for k in best)
+            best = look(score, _SEARCHED_DEPTHS, itertools.product(*near))
+        i, j = best
+        if not np.isfinite(score[i, j]):
             return None
-        i, j = (int(k) for k in np.unravel_index(int(score.argmin()), score.shape))
         return _Shifted(
-            (step[0] + window[i] + _vertex(score[:, j], i), step[1] + window[j] + _vertex(score[i], j)), shape
+            (step[0] + i - reach + _vertex(score[:, j], i), step[1] + j - reach + _vertex(score[i], j)), shape
         )
 
     def of_first(self, blocks: NDArray[np.floating]) -> NDArray[np.floating]:
