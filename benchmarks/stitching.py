@@ -11,10 +11,12 @@ not in it is skipped. In their time importing is left out, and for multiview-sti
 memory. They are told how far off the stage may be; cloudreg searches as far as it does by default.
 
 The error is a tile's distance from the truth in pixels of all three axes, without the shift that all tiles have in
-common, over the tiles that the images can place at all; ``blank`` is the largest error of the others.
+common, over the tiles that the images can place at all; ``blank`` is the largest error of the others. Tiles that
+``cloudreg align`` doubts are counted, and the largest error of all others, blank ones included, is given as well.
 
 ``--size`` makes tiles x side x planes, in that many uint16 pixels, and measures flat field, alignment, fusion and
-pyramid in one process, and then reading the same tiles and writing the same volume, and nothing else, in another.
+pyramid in one process, and then reading the same tiles and writing the same volume, and nothing else, in another. CPU
+seconds are the time on all cores: what other programs do changes them little.
 """
 
 from __future__ import annotations
@@ -27,7 +29,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -38,8 +41,9 @@ from cloudreg.io import create_volume, open_volume
 from cloudreg.pipeline import align_tiles, fuse_tiles, shade_tiles
 from cloudreg.settings import AlignSettings, FusionSettings, ShadingSettings
 from cloudreg.space import split
+from cloudreg.stitching.certainty import doubts
 from cloudreg.tiles import open_acquisition, read_project, write_colm
-from measuring import run_measured
+from measuring import Usage, run_measured
 from stitching_cases import KINDS, VOXEL_UM, Case, Kind, make_case, read_specimen
 from stitching_rivals import METHODS
 
@@ -58,31 +62,48 @@ class Row:
     median_px: float
     max_px: float
     blank_px: float
+    named: int
+    not_named_px: float
     seconds: float
     peak_mb: float
     note: str = ""
 
 
-def timed(command: list[str], log: Path) -> tuple[int, float, float]:
-    """Run a command; return its exit code, seconds and peak memory in MB."""
+@dataclass(frozen=True)
+class Found:
+    """What a method found of a case: positions (n, 3), unless it failed, and which tiles (n,) it calls doubtful."""
+
+    positions_px: np.ndarray | None
+    doubtful: np.ndarray | None
+    seconds: float
+    peak_bytes: float
+
+
+def timed(command: list[str], log: Path) -> Usage:
+    """Run a command; what it prints is added to a log."""
     with log.open("a") as file:
-        usage = run_measured(command, file)
-    return usage.code, usage.seconds, usage.peak_bytes / 1024**2
+        return run_measured(command, file)
 
 
-def run_cloudreg(case: Case, folder: Path) -> tuple[np.ndarray | None, float, float]:
-    """Align a case; return the positions, seconds and MB."""
+def run_cloudreg(case: Case, folder: Path) -> Found:
+    """Align a case."""
     project = folder / "project.xml"
     project.unlink(missing_ok=True)
     command = [sys.executable, "-m", "cloudreg", "align", str(case.raw), str(project)]
-    code, seconds, peak = timed(command, folder / "cloudreg.log")
-    if code:
-        return None, seconds, peak
+    usage = timed(command, folder / "cloudreg.log")
+    if usage.code:
+        return Found(None, None, usage.seconds, usage.peak_bytes)
     found = read_project(project)
-    return np.array([found.position_px(int(r), int(c)) for r, c in case.cells]), seconds, peak
+    doubtful = {(tile.row, tile.column) for tile, _ in doubts(found)}
+    return Found(
+        np.array([found.position_px(int(r), int(c)) for r, c in case.cells]),
+        np.array([(int(r), int(c)) in doubtful for r, c in case.cells]),
+        usage.seconds,
+        usage.peak_bytes,
+    )
 
 
-def run_rival(method: str, python: str, kind: Kind, case: Case, folder: Path) -> tuple[np.ndarray | None, float, float]:
+def run_rival(method: str, python: str, kind: Kind, case: Case, folder: Path) -> Found:
     """Align a case with a rival; its tiles are 3D TIFFs whose names say where they are."""
     import tifffile
 
@@ -103,10 +124,11 @@ def run_rival(method: str, python: str, kind: Kind, case: Case, folder: Path) ->
     }
     (stacks / "stacks.json").write_text(json.dumps(about))
     command = [python, "-W", "ignore", str(_HERE / "stitching_rivals.py"), method, str(stacks)]
-    code, seconds, peak = timed(command, folder / "rival.log")
-    if code:
-        return None, seconds, peak
-    return np.load(stacks / "positions.npy"), float((stacks / "seconds.txt").read_text()), peak
+    usage = timed(command, folder / "rival.log")
+    if usage.code:
+        return Found(None, None, usage.seconds, usage.peak_bytes)
+    seconds = float((stacks / "seconds.txt").read_text())
+    return Found(np.load(stacks / "positions.npy"), None, seconds, usage.peak_bytes)
 
 
 def compare(options: argparse.Namespace, folder: Path) -> list[Row]:
@@ -129,11 +151,11 @@ def compare(options: argparse.Namespace, folder: Path) -> list[Row]:
                     run_cloudreg(case, here)  # compiles
                 for method in ["cloudreg", *rivals]:
                     if method == "cloudreg":
-                        figures = run_cloudreg(case, here)
+                        found = run_cloudreg(case, here)
                     else:
-                        figures = run_rival(method, options.rivals, kind, case, here)
+                        found = run_rival(method, options.rivals, kind, case, here)
                     label = "synthetic" if path is None else path.name
-                    rows.append(_row(name, label, seed, method, case, *figures))
+                    rows.append(_row(name, label, seed, method, case, found))
                     print(json.dumps(asdict(rows[-1])), flush=True)
     return rows
 
@@ -146,46 +168,58 @@ def _has(python: str, module: str) -> bool:
     return True
 
 
-def _row(
-    name: str,
-    volume: str,
-    seed: int,
-    method: str,
-    case: Case,
-    found: np.ndarray | None,
-    seconds: float,
-    peak: float,
-) -> Row:
-    if found is None:
-        return Row(name, volume, seed, method, *[float("nan")] * 3, seconds, peak, "failed")
-    errors = case.errors(found)
+def _row(name: str, label: str, seed: int, method: str, case: Case, found: Found) -> Row:
+    nan = float("nan")
+    if found.positions_px is None:
+        return Row(name, label, seed, method, nan, nan, nan, 0, nan, found.seconds, found.peak_bytes / 1e6, "failed")
+    errors = case.errors(found.positions_px)
     held = errors[case.held]
-    blank = float(errors[~case.held].max()) if (~case.held).any() else float("nan")
-    return Row(name, volume, seed, method, float(np.median(held)), float(held.max()), blank, seconds, peak)
+    sure = errors if found.doubtful is None else errors[~found.doubtful]
+    return Row(
+        name,
+        label,
+        seed,
+        method,
+        median_px=float(np.median(held)),
+        max_px=float(held.max()),
+        blank_px=float(errors[~case.held].max()) if (~case.held).any() else nan,
+        named=len(errors) - len(sure),
+        not_named_px=float(sure.max()) if len(sure) else nan,
+        seconds=found.seconds,
+        peak_mb=found.peak_bytes / 1e6,
+    )
 
 
 def show(rows: Sequence[Row]) -> None:
     """Print, for each case and method, the median and worst of all volumes and seeds."""
-    print("\n| case | method | runs | error, median px | largest, px | blank tiles, px | seconds | MB |")
-    print("|---|---|---|---|---|---|---|---|")
+    print(
+        "\n| case | method | runs | error, median px | largest, px | blank tiles, px | named | largest not named, px ",
+        end="",
+    )
+    print("| seconds | MB |")
+    print("|---|---|---|---|---|---|---|---|---|---|")
     for case, method in dict.fromkeys((row.case, row.method) for row in rows):
         mine = [row for row in rows if (row.case, row.method) == (case, method)]
         good = [row for row in mine if not row.note]
         runs = f"{len(mine)}" if len(good) == len(mine) else f"{len(mine)}, {len(mine) - len(good)} failed"
         if not good:
-            print(f"| {case} | {method} | {runs} | | | | | |")
+            print(f"| {case} | {method} | {runs} | | | | | | | |")
             continue
         blank = [row.blank_px for row in good if not np.isnan(row.blank_px)]
         print(
             f"| {case} | {method} | {runs} | {np.median([r.median_px for r in good]):.3f} "
             f"(worst {max(r.median_px for r in good):.3f}) | {max(r.max_px for r in good):.2f} "
-            f"| {f'{max(blank):.1f}' if blank else ''} | {np.median([r.seconds for r in good]):.1f} "
+            f"| {f'{max(blank):.1f}' if blank else ''} | {sum(r.named for r in good)} "
+            f"| {max(r.not_named_px for r in good):.2f} | {np.median([r.seconds for r in good]):.1f} "
             f"| {max(r.peak_mb for r in good):.0f} |"
         )
 
 
 def make_large(folder: Path, tiles: int, side: int, planes: int) -> None:
-    """Write an acquisition of textured, vignetted, noisy tiles fast: each plane is the one before, moved by a pixel."""
+    """Write an acquisition of textured, vignetted, noisy tiles fast: each plane is the one before, moved at random.
+
+    Were it always moved in one direction, the texture would look the same along a slanted line, and lie nowhere on it.
+    """
     from scipy import ndimage
 
     rng = np.random.default_rng(0)
@@ -202,9 +236,11 @@ def make_large(folder: Path, tiles: int, side: int, planes: int) -> None:
     cells = [(r, c) for r in range(rows) for c in range(grid[1])]
     corners = {(r, c): rng.integers(0, 17, 2) + np.array([8 + r * pitch, 8 + c * pitch]) for r, c in cells}
 
+    path = np.cumsum(rng.integers(-1, 2, (planes, 2)), axis=0)
+
     def plane(row: int, column: int, channel: int, number: int) -> np.ndarray:
-        top, left = corners[row, column]
-        lines = np.take(specimen, range(top + number, top + number + side), 0, mode="wrap")
+        top, left = corners[row, column] + path[number]
+        lines = np.take(specimen, range(top, top + side), 0, mode="wrap")
         moved = np.take(lines, range(left, left + side), 1, mode="wrap")
         light = moved * flat
         start = int((13 * number + 7 * row + 3 * column) % 61)
@@ -225,21 +261,25 @@ def make_large(folder: Path, tiles: int, side: int, planes: int) -> None:
 
 
 def stitch(folder: Path, workers: int, memory: str) -> None:
-    """Flat field, alignment, fusion and pyramid; prints the seconds of each."""
-    seconds = {}
+    """Flat field, alignment, fusion and pyramid; prints the seconds of each, and those of the CPU."""
+    figures = {}
+
+    @contextmanager
+    def measured(name: str) -> Iterator[None]:
+        clocks = time.perf_counter(), time.process_time()
+        yield
+        figures[name], figures[f"{name} cpu"] = time.perf_counter() - clocks[0], time.process_time() - clocks[1]
+
     acquisition = open_acquisition(folder / "raw")
     with Engine(workers=workers, memory=memory) as engine:
-        start = time.perf_counter()
-        shade_tiles(acquisition, 0, folder / "shading", ShadingSettings(), engine)
-        seconds["shade"] = time.perf_counter() - start
-        start = time.perf_counter()
-        align_tiles(acquisition, 0, folder / "shading", folder / "project.xml", AlignSettings(), engine)
-        seconds["align"] = time.perf_counter() - start
-        start = time.perf_counter()
-        out = str(folder / "fused.ome.zarr")
-        fuse_tiles(acquisition, 0, folder / "project.xml", folder / "shading", out, FusionSettings(), engine)
-        seconds["fuse + pyramid"] = time.perf_counter() - start
-    print(json.dumps(seconds))
+        with measured("shade"):
+            shade_tiles(acquisition, 0, folder / "shading", ShadingSettings(), engine)
+        with measured("align"):
+            align_tiles(acquisition, 0, folder / "shading", folder / "project.xml", AlignSettings(), engine)
+        with measured("fuse + pyramid"):
+            out = str(folder / "fused.ome.zarr")
+            fuse_tiles(acquisition, 0, folder / "project.xml", folder / "shading", out, FusionSettings(), engine)
+    print(json.dumps(figures))
 
 
 def copy(folder: Path, workers: int) -> None:
@@ -293,19 +333,22 @@ def throughput(size: str, options: argparse.Namespace, folder: Path) -> None:
     make_large(folder / "raw", tiles, side, planes)
     log = folder / "log.txt"
     figures: dict[str, float] = {}
+    usages = {}
     for part, extra in (("stitch", [options.memory]), ("copy", [])):
         command = [sys.executable, __file__, "--part", part, str(folder), str(options.workers), *extra]
         log.write_text("")
-        code, seconds, peak = timed(command, log)
-        if code:
+        usages[part] = usage = timed(command, log)
+        if usage.code:
             sys.exit(f"{part} failed:\n{log.read_text()[-3000:]}")
-        figures |= json.loads(log.read_text().splitlines()[-1]) | {f"{part} peak": peak, f"{part} process": seconds}
+        figures |= json.loads(log.read_text().splitlines()[-1])
     ours = figures["shade"] + figures["align"] + figures["fuse + pyramid"]
     alone = figures["read"] + figures["write"]
+    cpu = figures["shade cpu"], figures["align cpu"], figures["fuse + pyramid cpu"]
     print(
         f"| {size} | {tiles * side * side * planes * 2 / 1e9:.2f} | {figures['shade']:.1f} | {figures['align']:.1f} "
         f"| {figures['fuse + pyramid']:.1f} | {ours:.1f} | {figures['read']:.1f} + {figures['write']:.1f} "
-        f"| {ours / alone:.2f} | {figures['stitch peak'] / 1000:.2f} |",
+        f"| {ours / alone:.2f} | {' + '.join(f'{c:.1f}' for c in cpu)} = {sum(cpu):.1f} "
+        f"| {usages['stitch'].peak_bytes / 1e9:.2f} |",
         flush=True,
     )
     shutil.rmtree(folder)
@@ -335,8 +378,8 @@ def main() -> None:
         folder = Path(name)
         if options.size:
             print("| tiles x side x planes | GB | shade, s | align, s | fuse + pyramid, s | all, s ", end="")
-            print("| read + write alone, s | ratio | peak, GB |")
-            print("|---|---|---|---|---|---|---|---|---|", flush=True)
+            print("| read + write alone, s | ratio | CPU, s | peak, GB |")
+            print("|---|---|---|---|---|---|---|---|---|---|", flush=True)
             for size in options.size:
                 throughput(size, options, folder / "large")
             return

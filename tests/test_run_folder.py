@@ -220,6 +220,21 @@ def test_the_manifest_tells_what_ran(tmp_path):
     assert all(stage["seconds"] >= 0 for stage in manifest["stages"].values())
 
 
+def test_what_a_stage_warned_of_stays_in_the_manifest(tmp_path):
+    def align(warning):
+        with (
+            open_run(tmp_path, source="/raw", fingerprints={"0": "f0"}, settings=RunSettings(), command="test") as run,
+            run.stage("align", settings={}, after=[], outputs=[run.folder.project]) as stage,
+        ):
+            if stage.needed:
+                run.folder.project.write_text("")
+                stage.warnings.append(warning)
+        return json.loads((tmp_path / "manifest.json").read_text())["stages"]["align"]["warnings"]
+
+    assert align("a tile is loose") == ["a tile is loose"]
+    assert align("this is not done again") == ["a tile is loose"]
+
+
 def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "manifest.json"
     write_atomically(path, "old")

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from cloudreg.atlas import Atlas, load_atlas
 from cloudreg.errors import InputError
 from cloudreg.execution import Engine, Ledger, require_free_space
-from cloudreg.flatfield import estimate_shading, load_shading, save_shading
+from cloudreg.flatfield import Shading, estimate_shading, load_shading, save_shading
 from cloudreg.illumination import correct_volume as remove_bias
 from cloudreg.illumination import estimate_bias, estimate_bias_by_regions, save_bias
 from cloudreg.io import Volume, open_volume, stacked
@@ -63,7 +63,7 @@ def align_tiles(
     from cloudreg.stitching import align_in_steps, write_steps
     from cloudreg.stitching.seams import save_seams
 
-    flat = None if shading is None else load_shading(shading)
+    flat = _field_of(acquisition, shading)
     begun = None if start is None else read_project(start)
     alignment = align_in_steps(acquisition, channel, flat, settings, engine, start=begun)
     if steps is not None:
@@ -71,6 +71,13 @@ def align_tiles(
     if seams is not None:
         save_seams(acquisition, channel, flat, alignment.placed, seams, engine)
     write_project(alignment.placed, out, step="merging")
+
+
+def placement_doubts(project: Path) -> list[str]:
+    """Return a line for each way in which the images don't hold some of a project's tiles."""
+    from cloudreg.stitching.certainty import doubt_lines
+
+    return doubt_lines(read_project(project))
 
 
 def fuse_tiles(
@@ -86,7 +93,7 @@ def fuse_tiles(
     """Stage 3: blend the placed tiles into one volume with all its resolutions."""
     from cloudreg.stitching import fuse
 
-    flat = None if shading is None else load_shading(shading)
+    flat = _field_of(acquisition, shading)
     return fuse(acquisition, channel, read_project(project), flat, out, settings, engine, ledger)
 
 
@@ -233,6 +240,7 @@ def run(
             if align.needed:
                 flat = here.shading(align_by)
                 align_tiles(acquisition, align_by, flat, here.project, settings.align, engine, seams=here.seams)
+                align.warnings.extend(placement_doubts(here.project))
 
         for c in channels:
             with work.stage(
@@ -298,6 +306,15 @@ def run(
                 write_run_report(here)
     say_damage()
     return here
+
+
+def _field_of(acquisition: Acquisition, folder: Path | None) -> Shading | None:
+    """Return the shading in a folder, if any, and make sure that it fits the tiles."""
+    if folder is None:
+        return None
+    shading = load_shading(folder)
+    shading.require_size(*acquisition.tile_shape[1:])
+    return shading
 
 
 def _chosen_channels(acquisition: Acquisition, settings: RunSettings) -> tuple[tuple[int, ...], tuple[int, ...]]:

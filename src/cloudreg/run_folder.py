@@ -16,7 +16,7 @@ import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -34,12 +34,16 @@ _LIBRARIES = ("cloudreg", "numpy", "scipy", "simpleitk", "tensorstore", "numba",
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage of a run: what it is called, whether there is anything to do, and which of its blocks are done."""
+    """One stage of a run: what it is called, whether there is anything to do, and which of its blocks are done.
+
+    Lines that are added to ``warnings`` while it runs are kept in the manifest.
+    """
 
     name: str
     key: str
     needed: bool
     ledger: Ledger
+    warnings: list[str] = field(default_factory=list)
 
 
 class RunFolder:
@@ -195,12 +199,15 @@ class Run:
             self._clear(name)
         self._record(name, key=key, status="running", outputs=names, started=_now())
         started, finished = time.monotonic(), False
+        stage = Stage(name, key, True, Ledger(self.folder.ledger(name)))
         try:
-            yield Stage(name, key, True, Ledger(self.folder.ledger(name)))
+            yield stage
             finished = True
         finally:
             self._manifest["stages"][name]["seconds"] = round(time.monotonic() - started, 3)
             self._manifest["stages"][name]["status"] = "done" if finished else "stopped"
+            if stage.warnings:
+                self._manifest["stages"][name]["warnings"] = stage.warnings
             self._save()
 
     def _record(self, name: str, **values: Any) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, ValidationError, model_validator
 
 from cloudreg.errors import InputError
 
@@ -47,7 +47,7 @@ class AlignSettings(Settings):
     """Pairwise shifts and global placement of the tiles."""
 
     channel: int | None = Field(None, ge=0, description="channel to align by; the registration channel by default")
-    search_um: tuple[float, float, float] = Field(
+    search_um: tuple[NonNegativeFloat, NonNegativeFloat, NonNegativeFloat] = Field(
         (30.0, 60.0, 60.0), description="largest deviation from the nominal position looked at, z y x"
     )
     minimum_correlation: float = Field(0.3, ge=0, le=1, description="a link below it does not vote")

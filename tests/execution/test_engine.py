@@ -1,11 +1,13 @@
 """The engine: every block once, in any number of threads, and no failure is lost."""
 
 import threading
+import time
 
 import pytest
 
 from cloudreg.errors import BlocksFailedError, InputError
 from cloudreg.execution import Engine, Ledger
+from cloudreg.execution import engine as engine_module
 
 
 def double(x):
@@ -22,6 +24,26 @@ def fail_at_three(x):
 def test_results_come_in_the_order_of_the_items(workers):
     with Engine(workers=workers, memory="1GB") as engine:
         assert engine.run(double, range(50), label="double") == [2 * i for i in range(50)]
+
+
+def test_what_threads_do_not_finish_in_time_goes_to_a_cluster(monkeypatch):
+    names = []
+
+    def name(x):
+        names.append(threading.current_thread().name)
+        time.sleep(0.02)
+        return -x
+
+    monkeypatch.setattr(engine_module, "_SHORT_S", 0.05)
+    with Engine(workers=2, memory="1GB") as engine:
+        assert engine.run(name, range(20), label="name") == [-i for i in range(20)]
+    here = [n.startswith("ThreadPoolExecutor") for n in names]
+    assert here[0] and not here[-1] and len(names) == 20
+    names.clear()
+    monkeypatch.setattr(engine_module, "_SHORT_S", 60)
+    with Engine(workers=2, memory="1GB") as engine:
+        engine.run(name, range(20), label="name")
+    assert all(n.startswith("ThreadPoolExecutor") for n in names)
 
 
 @pytest.mark.parametrize("workers", [1, 2])

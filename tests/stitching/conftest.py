@@ -146,12 +146,14 @@ def cut_phantom(
     lost: dict[tuple[int, int], Iterable[int]] | None = None,
     blank: Sequence[tuple[int, int]] = (),
     empty_overlaps: float = 0.0,
+    fibres: tuple[int, int] | None = None,
     finest_px: float = 1.2,
     seed: int = 0,
 ) -> Phantom:
     """Cut tiles out of a texture; shot noise on a background of 100.
 
-    ``blank`` tiles show no tissue; ``empty_overlaps`` is the share of overlaps where there is none in the specimen.
+    ``blank`` tiles show no tissue; ``empty_overlaps`` is the share of overlaps where there is none in the specimen. All
+    that is seen of the cell ``fibres`` are straight edges along y.
     """
     random = np.random.default_rng(seed)
     pitch = tile_shape[1] * (1 - overlap), tile_shape[2] * (1 - overlap)
@@ -171,12 +173,18 @@ def cut_phantom(
     ]
     dark = _some_links(links, round(empty_overlaps * len(links)), random)
     holes = [_shared_area(*link, pitch, tile_shape) for link in dark]
+    straight = Texture((size[0], 8, size[2]), seed=seed + 1, finest_px=finest_px)
+    edges = [] if fibres is None else [_shared_area(fibres, fibres, pitch, tile_shape)]
     stacks = {}
     for position, cell in zip(truth, cells, strict=True):
         tissue = photons * np.exp(0.3 * texture.cut(position, tile_shape)) * (cell not in blank)
         rows, columns = (p + np.arange(n) for p, n in zip(position[1:], tile_shape[1:], strict=True))
         for (y0, y1), (x0, x1) in holes:
             tissue *= 1 - _inside(rows, y0, y1)[:, None] * _inside(columns, x0, x1)
+        for (y0, y1), (x0, x1) in edges:
+            here = _inside(rows, y0, y1)[:, None] * _inside(columns, x0, x1)
+            along_y = straight.cut((position[0], 0, position[2]), (tile_shape[0], 1, tile_shape[2]))
+            tissue = tissue * (1 - here) + photons * np.exp(0.3 * along_y) * here
         stacks[cell] = random.poisson(100 + tissue).clip(0, 65535).astype(np.uint16)
     return Phantom(hold(stacks, grid, (overlap, overlap), lost=lost), truth)
 

@@ -176,6 +176,13 @@ def test_blocks_are_multiples_of_chunks_that_fit_in_memory(in_memory):
     assert block_shape(shape, (64, 128, 128), tiles, 1000) == (64, 128, 128)
 
 
+def test_a_small_volume_is_cut_into_rows_until_every_worker_has_some(in_memory):
+    tiles = in_memory({(0, 0): np.zeros((1, 1024, 1024), np.uint16)}, (1, 1), (0.1, 0.1))
+    shape = (60, 1900, 1900)
+    rows = {n: block_shape(shape, (64, 128, 128), tiles, int(50e9), n)[1:] for n in (1, 2, 4, 8)}
+    assert rows == {1: (1900, 1900), 2: (1024, 1900), 4: (512, 1900), 8: (256, 1900)}
+
+
 def test_a_project_of_other_tiles_is_refused(acquisition, in_memory, engine, tmp_path):
     other = in_memory({(0, 0): np.zeros((2, 8, 8), np.uint16)}, (1, 1), (0.1, 0.1))
     with pytest.raises(InputError, match="expected a project of 2 x 3 tiles for memory, got one of 1 x 1"):

@@ -87,6 +87,20 @@ def test_two_shifts_that_fit_as_well_are_none():
     assert measure_shift(*strips, (0, 0, 0), (2, 4, 3), (2, 1, 1)) is not None
 
 
+def test_peaks_along_a_slanted_edge_are_one_shift_known_across_it():
+    random = np.random.default_rng(9)
+    pattern = ndimage.gaussian_filter(random.normal(0, 1, (90, 70)), 1.5)
+    pattern = 300 * np.exp(0.5 * pattern / pattern.std())
+    # Each plane is the one before, moved down by a row: along that direction all is the same.
+    scene = np.stack([pattern[z : z + 60] for z in range(24)])
+    strips = [Strip(random.poisson(scene[:, :, k : k + 60]).astype(np.uint16), np.ones(24, dtype=bool)) for k in (0, 3)]
+    shift = measure_shift(*strips, (0, 0, 0), (6, 8, 8), (2, 1, 1))
+    along, across = np.array((1, -1, 0)) / 2**0.5, np.array((1, 1, 0)) / 2**0.5
+    assert shift.lag_px[2] == pytest.approx(3, abs=0.1)
+    assert shift.lag_px @ across == pytest.approx(0, abs=0.1)
+    assert along @ shift.information @ along < 0.1 * across @ shift.information @ across
+
+
 @pytest.mark.parametrize(("lag", "known", "plausible"), [(5, 0.01, True), (7, 0.01, False), (7, 4.0, True)])
 def test_a_shift_beyond_the_largest_deviation_must_be_known_in_all_directions(lag, known, plausible):
     shift = Shift(np.array([0.0, -lag, 2.0]), 0.98, np.eye(3), 10_000, np.diag([100.0, known, 100.0]))

@@ -96,6 +96,17 @@ def test_a_known_field_is_taken_off_new_tiles(cloudreg, refused, raw, tmp_path):
     assert not (tmp_path / "x").exists()
 
 
+def test_the_field_of_other_tiles_is_refused_before_anything_is_written(cloudreg, refused, raw, tmp_path):
+    save_shading(Shading(np.ones((50, 60), np.float32), 0.0), tmp_path / "field")
+    message = "expected a flat field of 128 x 128 pixels, got one of 50 x 60: it is of other tiles"
+    assert message in refused("align", raw, tmp_path / "a.xml", "--shading", tmp_path / "field")
+    assert not (tmp_path / "a.xml").exists()
+    assert cloudreg("align", raw, tmp_path / "a.xml")[0] == 0
+    words = ("fuse", tmp_path / "a.xml", tmp_path / "v.ome.zarr", "--shading", tmp_path / "field")
+    assert message in refused(*words)
+    assert not (tmp_path / "v.ome.zarr").exists()
+
+
 def test_stripes_are_taken_out_if_asked_for(cloudreg, refused, raw, tmp_path):
     save_shading(Shading(np.ones((128, 128), np.float32), 0.0), tmp_path / "field")
     words = ("correct-tiles", raw, tmp_path / "even", "--shading", tmp_path / "field", "--destripe", "rows")

@@ -259,6 +259,13 @@ def test_blanks_and_empty_last_lines_in_the_grid_are_understood(make_colm):
     assert len(open_acquisition(acquisition.path).tiles) == 5
 
 
+def test_a_grid_of_which_nothing_was_imaged_is_refused(make_colm):
+    acquisition = make_colm()
+    (acquisition.path / "Scanned Cells.txt").write_text("0,0,0\n0,0,0\n")
+    with pytest.raises(InputError, match=r"expected a 1 for each cell that was imaged in .*, got 0 in all"):
+        open_acquisition(acquisition.path)
+
+
 def test_a_scanned_cell_without_its_folder_is_refused(make_colm):
     acquisition = make_colm()
     (acquisition.path / "Scanned Cells.txt").write_text("1,1,1\n1,1,1\n")
@@ -328,6 +335,30 @@ def test_damage_after_opening_is_found_when_reading(make_colm, compression):
         with pytest.raises(InputError) as error:
             strict.read(tile, 1, 0, 6)
         assert str(path) in one_line(error)
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("kind", [((24, 30), np.uint16), ((24, 32), np.uint8), ((24, 32, 3), np.uint8)], ids=str)
+def test_a_plane_of_another_kind_is_lost_and_named_and_a_tile_of_them_is_refused(make_colm, when, kind):
+    forget_damage()
+    acquisition = make_colm()
+    tile = acquisition.tiles[1]
+
+    def spoil(plane):
+        tifffile.imwrite(acquisition.plane_path(tile, 1, plane), np.zeros(*kind))
+
+    if when == "before":
+        spoil(4)
+    opened = open_acquisition(acquisition.path)
+    spoil(4)
+    assert not opened.read(tile, 1, 4, 5).any()
+    assert opened.read(tile, 1, 3, 4).any()
+    ((place, _),) = damaged_planes()
+    assert place == "LOC001 plane 4 of channel 1"
+    for plane in range(6):
+        spoil(plane)
+    with pytest.raises(InputError, match=r"(all planes of an acquisition must be alike|expected one greyscale image)"):
+        open_acquisition(acquisition.path)
 
 
 @pytest.mark.parametrize("when", ["before", "after"])

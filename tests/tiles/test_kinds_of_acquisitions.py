@@ -307,6 +307,7 @@ def test_a_damaged_plane_is_named_at_the_end_and_strict_stops(stacks, cloudreg, 
     assert code == 0
     assert "1 plane(s) could not be read and were taken for lost: LOC001 plane 13 of channel 0" in " ".join(err.split())
     assert str(bad) in refused("fuse", tmp_path / "placed.xml", tmp_path / "strict.ome.zarr", "--strict")
+    assert not (tmp_path / "strict.ome.zarr").exists()
     bad.unlink()
     forget_damage()
     assert cloudreg("fuse", tmp_path / "placed.xml", tmp_path / "lost.ome.zarr", "--memory", "1GB")[0] == 0
@@ -320,6 +321,21 @@ def test_no_link_at_all_is_said_and_placed_by_the_stage(cloudreg, tmp_path):
     assert "WARNING no overlap could be used: all tiles are placed by the stage" in " ".join((out + err).split())
     project = read_project(tmp_path / "placed.xml")
     assert project.position_px(1, 2) == pytest.approx((0, PITCH, 2 * PITCH), abs=1e-6)
+
+
+def test_a_tile_that_shows_nothing_is_named_and_how_far_it_may_be_off(cloudreg, tmp_path, stacks):
+    dark = stacks | {(0, 2): np.random.default_rng(1).poisson(100, SHAPE).astype(np.uint16)}
+    code, out, err = cloudreg("align", colm(tmp_path, dark), tmp_path / "placed.xml", "--memory", "1GB")
+    assert code == 0
+    said = " ".join((out + err).split())
+    assert "WARNING LOC002 (row 0, column 2): no usable overlap: placed by the stage, may be off by up to ~" in said
+    assert said.count("WARNING") == 1
+
+
+def test_a_negative_search_is_refused(refused, tmp_path, stacks):
+    (tmp_path / "settings.yaml").write_text("align:\n  search_um: [8, -10, 10]\n")
+    words = ("align", colm(tmp_path, stacks), tmp_path / "placed.xml", "--settings", tmp_path / "settings.yaml")
+    assert "setting align.search_um.1" in refused(*words)
 
 
 @pytest.mark.parametrize(

@@ -324,6 +324,9 @@ def test_what_the_format_does_not_know_is_kept(measured, tmp_path):
         (lambda t: t.replace('ABS_H="870"', 'ABS_H="x"', 1), "expected a number for ABS_H of <Stack> in .*, got 'x'"),
         (lambda t: t.replace('V="1.17"', 'V="0"'), "expected <voxel_dims> above 0"),
         (lambda t: t.replace("[0,17);[19,40)", "0-17"), "expected Z_RANGES such as .*, got '0-17'"),
+        (lambda t: t.replace("[0,17);[19,40)", "[0,22);[17,35)"), r"Z_RANGES that ascend within \[0,40\)"),
+        (lambda t: t.replace("[0,17);[19,40)", "[0,17);[19,42)"), r"Z_RANGES that ascend within \[0,40\)"),
+        (lambda t: t.replace("TiledXY|2Dseries", "MultiVolume"), "lists the projects of several channels: choose one"),
     ],
 )
 def test_a_broken_project_is_refused_in_one_line(tmp_path, change, message):

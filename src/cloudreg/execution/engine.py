@@ -6,7 +6,7 @@ import os
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from itertools import chain, islice
 from types import TracebackType
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from distributed import Client
 
 _LOOK_EVERY_S = 5.0
+# Blocks run in plain threads for this long before a local cluster of Dask is worth its start.
+_SHORT_S = 30.0
 _MOST_LOSSES = 3
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -43,9 +45,9 @@ class Engine:
 
     Notes
     -----
-    The cluster starts at the first use with more than two blocks a worker: fewer run in plain threads, and short jobs
-    never pay for its start. Blocks are submitted a few at a time: the scheduler never holds a graph of the whole
-    volume.
+    Without another cluster, blocks run in plain threads at first; what is left after half a minute goes to Dask, whose
+    dashboard then shows it. Short jobs never pay for its start, nor many short blocks for its bookkeeping. Blocks are
+    submitted a few at a time: the scheduler never holds a graph of the whole volume.
     """
 
     def __init__(
@@ -150,19 +152,39 @@ class Engine:
             if self._plan is None and self._workers == 1:
                 for index in waiting:
                     finish(index, *_attempt(task, items[index]))
-            elif self._plan is None and len(waiting) <= 2 * self._workers:
-                with ThreadPoolExecutor(self._workers) as threads:
-                    outcomes = threads.map(lambda i: _attempt(task, items[i]), waiting)
-                    for index, outcome in zip(waiting, outcomes, strict=True):
-                        finish(index, *outcome)
             else:
-                self._run_on_cluster(task, items, waiting, finish)
+                if self._plan is None:
+                    waiting = self._run_in_threads(task, items, waiting, finish)
+                if waiting:
+                    self._run_on_cluster(task, items, waiting, finish)
         for error in failures.values():
             if isinstance(error, InputError):
                 raise error
         if failures:
             raise BlocksFailedError(label, failures) from next(iter(failures.values()))
         return results
+
+    def _run_in_threads(
+        self,
+        task: Callable[[Item], Result],
+        items: Sequence[Item],
+        waiting: list[int],
+        finish: Callable[[int, Any, bool], None],
+    ) -> list[int]:
+        """Run blocks in threads of this process; return those that were not begun in time."""
+        queue, until = iter(waiting), time.monotonic() + _SHORT_S
+        with ThreadPoolExecutor(self._workers) as threads:
+
+            def begin(index: int) -> Future[Any]:
+                return threads.submit(_attempt, task, items[index])
+
+            in_flight = {begin(i): i for i in islice(queue, self._workers)}
+            while in_flight:
+                for future in wait(in_flight, return_when=FIRST_COMPLETED).done:
+                    if time.monotonic() < until:
+                        in_flight |= {begin(i): i for i in islice(queue, 1)}
+                    finish(in_flight.pop(future), *future.result())
+        return list(queue)
 
     def _run_on_cluster(
         self,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -34,6 +35,8 @@ def enable() -> Console:
     """Show progress on standard error from now on; called by the command line only."""
     global _console
     _console = Console(file=sys.stderr, soft_wrap=True)
+    # What it finds wrong with a file, we say ourselves.
+    logging.getLogger("tifffile").addHandler(logging.NullHandler())
     return _console
 
 

@@ -72,8 +72,7 @@ def correct_tiles(
     _, height, width = acquisition.tile_shape
     for channel, shading in shadings.items():
         acquisition.require_channel(channel)
-        if shading.flat.shape != (height, width):
-            raise InputError(f"expected a flat field of {height} x {width} pixels, got one of {shading.flat.shape}")
+        shading.require_size(height, width)
     # A run that was stopped has left planes and no description.
     expected = set() if ledger is None else {VIEW}
     if out.exists() and (not out.is_dir() or {entry.name for entry in out.iterdir()} - expected):

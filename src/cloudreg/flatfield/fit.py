@@ -15,6 +15,7 @@ import itertools
 from dataclasses import dataclass
 
 import numpy as np
+from numba import njit
 from numpy.polynomial.legendre import legvander
 from numpy.typing import NDArray
 
@@ -87,16 +88,47 @@ def combine(mean: Witness, overlaps: Overlaps) -> NDArray[np.float64]:
     coefficients = np.zeros(len(_ORDERS))
     design, ratio = overlaps.design, overlaps.ratio
     for _ in range(_PASSES):
-        rest = ratio - design @ coefficients
+        rest = ratio - _applied(design, coefficients)
         scale = 1.4826 * float(np.median(np.abs(rest))) + 1e-6
         weight = 1 / (1 + (rest / (_OUTLIER * scale)) ** 2)
         # Equations of a pair err together: their number counts for less by the ratio of these two sums.
         pulls = np.bincount(overlaps.pair, weight * rest)
         together = max(1.0, float((pulls**2).sum() / max(((weight * rest) ** 2).sum(), 1e-12)))
         variance = together * (float((weight * rest**2).sum() / weight.sum()) + 1e-12)
-        weighted = design.T * (weight / variance)
-        coefficients = evidence_average(weighted @ design + np.diag(precision), weighted @ ratio + pull, usual)
+        normal, right = _normal_equations(design, weight / variance, ratio)
+        coefficients = evidence_average(normal + np.diag(precision), right + pull, usual)
     return coefficients
+
+
+# Products of tall matrices in threads of a linear-algebra library wait for each other on a busy machine, thousands of
+# times here; and their sums depend on the number of threads.
+@njit(cache=True, nogil=True)
+def _applied(design: NDArray[np.float64], coefficients: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the product of a matrix and a vector."""
+    result = np.empty(design.shape[0])
+    for k in range(design.shape[0]):
+        total = 0.0
+        for i in range(design.shape[1]):
+            total += design[k, i] * coefficients[i]
+        result[k] = total
+    return result
+
+
+@njit(cache=True, nogil=True)
+def _normal_equations(
+    design: NDArray[np.float64], weight: NDArray[np.float64], ratio: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return the matrix and the right side of weighted least squares."""
+    count = design.shape[1]
+    normal, right = np.zeros((count, count)), np.zeros(count)
+    for k in range(design.shape[0]):
+        row = design[k]
+        for i in range(count):
+            share = weight[k] * row[i]
+            right[i] += share * ratio[k]
+            for j in range(count):
+                normal[i, j] += share * row[j]
+    return normal, right
 
 
 def evidence_average(

@@ -5,12 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from numba import njit
 from numpy.typing import NDArray
 
 _LARGE_BLOCKS = 24
 _LEAST_STEP = 4
 _PASSES = 10
 _OUTLIER = 2.0
+_SCATTER_PLANES = 64
 # Each level halves the distance of the control points.
 _N4_ITERATIONS = (50, 50, 50)
 
@@ -75,22 +77,65 @@ def find_mean_tile(light: NDArray[np.float32], tissue: NDArray[np.bool_]) -> Mea
     light, tissue
         (tiles, depths, rows, columns): brightness above the background, and whether it is tissue.
     """
-    log = np.log(np.maximum(light, 1e-3, dtype=np.float32))
-    weight = tissue.astype(np.float32)
-    factor = np.zeros(light.shape[2:])
+    tiles, depths, *shape = light.shape
+    log = np.log(np.maximum(light, 1e-3, dtype=np.float32)).reshape(tiles * depths, -1)
+    shown = tissue.reshape(log.shape)
+    weight, rest = shown.astype(np.float32), np.empty_like(log)
+    factor, seen = np.zeros(log.shape[1]), np.zeros(log.shape[1])
+    # Some of the planes tell the scatter as well as all do.
+    few = slice(None, None, max(1, len(log) // _SCATTER_PLANES))
     for _ in range(_PASSES):
-        total = np.maximum(weight.sum(axis=(2, 3), keepdims=True), 1e-6)
-        level = (weight * (log - factor.astype(np.float32))).sum(axis=(2, 3), keepdims=True) / total
-        seen = weight.sum(axis=(0, 1), dtype=np.float64)
-        factor = (weight * (log - level)).sum(axis=(0, 1), dtype=np.float64) / np.maximum(seen, 1e-6)
+        level = _fit_factor(log, weight, factor, seen)
         factor -= (factor * seen).sum() / max(seen.sum(), 1e-6)
-        rest = log - level - factor.astype(np.float32)
-        scale = 1.4826 * float(np.median(np.abs(rest[tissue]))) + 1e-6
-        # Cauchy weights.
-        weight = tissue / (1 + (rest / np.float32(_OUTLIER * scale)) ** 2)
-    seen = weight.sum(axis=(0, 1), dtype=np.float64)
+        _subtract(log, level, factor, rest)
+        scale = 1.4826 * float(np.median(np.abs(rest[few][shown[few]]))) + 1e-6
+        _weigh(rest, shown, np.float32(_OUTLIER * scale), weight)
+    seen = weight.sum(axis=0, dtype=np.float64)
     factor[seen <= 0] = 0
-    return MeanTile(factor, seen, (weight * rest).sum(axis=1, dtype=np.float64))
+    weight *= rest
+    residual = weight.reshape(tiles, depths, *shape).sum(axis=1, dtype=np.float64)
+    return MeanTile(factor.reshape(shape), seen.reshape(shape), residual)
+
+
+@njit(cache=True, nogil=True)
+def _fit_factor(
+    log: NDArray[np.float32], weight: NDArray[np.float32], factor: NDArray[np.float64], seen: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Return the level of each plane (planes, pixels) for a factor; then replace the factor by that for the levels."""
+    planes, pixels = log.shape
+    level = np.zeros(planes)
+    total = np.zeros(pixels)
+    seen[:] = 0
+    for k in range(planes):
+        whole, above = 0.0, 0.0
+        for i in range(pixels):
+            whole += weight[k, i]
+            above += weight[k, i] * (log[k, i] - factor[i])
+        level[k] = above / max(whole, 1e-6)
+        for i in range(pixels):
+            seen[i] += weight[k, i]
+            total[i] += weight[k, i] * (log[k, i] - level[k])
+    for i in range(pixels):
+        factor[i] = total[i] / max(seen[i], 1e-6)
+    return level
+
+
+@njit(cache=True, nogil=True)
+def _subtract(
+    log: NDArray[np.float32], level: NDArray[np.float64], factor: NDArray[np.float64], rest: NDArray[np.float32]
+) -> None:
+    for k in range(log.shape[0]):
+        for i in range(log.shape[1]):
+            rest[k, i] = log[k, i] - level[k] - factor[i]
+
+
+@njit(cache=True, nogil=True)
+def _weigh(rest: NDArray[np.float32], shown: NDArray[np.bool_], width: float, weight: NDArray[np.float32]) -> None:
+    """Fill in Cauchy weights."""
+    for k in range(rest.shape[0]):
+        for i in range(rest.shape[1]):
+            part = rest[k, i] / width
+            weight[k, i] = shown[k, i] / (np.float32(1) + part * part)
 
 
 def n4_field(tile: NDArray[np.float64], spline_distance_fraction: float) -> NDArray[np.float64]:

@@ -13,10 +13,11 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
+from numba import njit
 from numpy.typing import NDArray
 
 from cloudreg.tiles import Acquisition
@@ -27,7 +28,9 @@ _LEAST_PLANES = 0.2
 _STAGE_ERROR = 0.05
 # Fewer values than this say nothing about where the tiles lie.
 _FEWEST_VALUES = 64
+_COARSE_DEPTHS = 4
 _SEARCHED_DEPTHS = 16
+_NEAR = 2
 
 
 @dataclass(frozen=True)
@@ -112,21 +115,34 @@ class _Shifted:
         The ratio of the fields varies too, but slowly: its slope along both axes is left out of the variation.
         """
         shape = first.shape[-2], first.shape[-1]
-        # Some of the depths say as well where the tile lies.
-        few = slice(None, None, -(-len(first) // _SEARCHED_DEPTHS))
-        first, second = first[few], second[few]
-        window = range(-reach, reach + 1)
-        score = np.full((len(window), len(window)), np.inf)
-        for i, j in itertools.product(range(len(window)), repeat=2):
-            tried = _Shifted((step[0] + window[i], step[1] + window[j]), shape)
-            difference, seen = tried.compare(first, second, threshold)
-            if seen.sum() >= _FEWEST_VALUES:
-                score[i, j] = _variation(difference, seen)
-        if not np.isfinite(score).any():
+        side = 2 * reach + 1
+
+        def look(score: NDArray[np.float64], depths: int, lags: Iterable[tuple[int, ...]]) -> tuple[int, int]:
+            """Fill in the variation at some lags, from some of the depths, and return the best lag of all."""
+            few = slice(None, None, -(-len(first) // depths))
+            for i, j in lags:
+                if np.isnan(score[i, j]):
+                    tried = _Shifted((step[0] + i - reach, step[1] + j - reach), shape)
+                    difference, seen = tried.compare(first[few], second[few], threshold)
+                    count = int(np.count_nonzero(seen))
+                    score[i, j] = _variation(difference, seen, count) if count >= _FEWEST_VALUES else np.inf
+            return divmod(int(np.where(np.isnan(score), np.inf, score).argmin()), side)
+
+        # A few depths say about where the tile lies, some more of them where exactly.
+        everywhere = list(itertools.product(range(side), repeat=2))
+        coarse, score = np.full((2, side, side), np.nan)
+        best, before = look(coarse, _COARSE_DEPTHS, everywhere), None
+        if not np.isfinite(coarse[best]):
+            best = before = look(score, _SEARCHED_DEPTHS, everywhere)
+        while best != before:
+            before = best
+            near = (range(max(0, k - _NEAR), min(side, k + _NEAR + 1)) for k in best)
+            best = look(score, _SEARCHED_DEPTHS, itertools.product(*near))
+        i, j = best
+        if not np.isfinite(score[i, j]):
             return None
-        i, j = (int(k) for k in np.unravel_index(int(score.argmin()), score.shape))
         return _Shifted(
-            (step[0] + window[i] + _vertex(score[:, j], i), step[1] + window[j] + _vertex(score[i], j)), shape
+            (step[0] + i - reach + _vertex(score[:, j], i), step[1] + j - reach + _vertex(score[i], j)), shape
         )
 
     def of_first(self, blocks: NDArray[np.floating]) -> NDArray[np.floating]:
@@ -149,11 +165,14 @@ class _Shifted:
 
     def compare(
         self, first: NDArray[np.float32], second: NDArray[np.float32], threshold: float
-    ) -> tuple[NDArray[np.floating], NDArray[np.bool_]]:
+    ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
         """Return first minus second, and where both are bright enough together."""
-        here, there = self.of_first(first), self.of_second(second)
-        # Black blocks are far below any tissue.
-        return here - there, (here + there > threshold) & (np.minimum(here, there) > threshold / 2 - 3)
+        (rows, above, v), (columns, left, u) = self._along(0), self._along(1)
+        shape = len(first), len(rows), len(columns)
+        difference, seen = np.empty(shape, np.float32), np.empty(shape, np.bool_)
+        if difference.size:
+            _compare(first, second, rows[0], columns[0], above, left, v, u, np.float32(threshold), difference, seen)
+        return difference, seen
 
     def _along(self, axis: int) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.float32]]:
         """Blocks of the first, the lower of the two blocks of the second at each, and the weight of the upper."""
@@ -165,16 +184,76 @@ class _Shifted:
         return here, there, (here - step - there).astype(np.float32)
 
 
-def _variation(difference: NDArray[np.floating], seen: NDArray[np.bool_]) -> float:
+@njit(cache=True, nogil=True)
+def _compare(
+    first: NDArray[np.float32],
+    second: NDArray[np.float32],
+    row: int,
+    column: int,
+    above: NDArray[np.intp],
+    left: NDArray[np.intp],
+    v: NDArray[np.float32],
+    u: NDArray[np.float32],
+    threshold: float,
+    difference: NDArray[np.float32],
+    seen: NDArray[np.bool_],
+) -> None:
+    """Subtract the second, linear between its blocks (``above`` and ``left`` of a place by ``v`` and ``u``)."""
+    one = np.float32(1)
+    # Black blocks are far below any tissue.
+    black = threshold / np.float32(2) - np.float32(3)
+    for z in range(difference.shape[0]):
+        for y in range(difference.shape[1]):
+            upper, lower = second[z, above[y]], second[z, above[y] + 1]
+            for x in range(difference.shape[2]):
+                k = left[x]
+                one_side = upper[k] * (one - v[y]) + lower[k] * v[y]
+                other = upper[k + 1] * (one - v[y]) + lower[k + 1] * v[y]
+                there = one_side * (one - u[x]) + other * u[x]
+                here = first[z, row + y, column + x]
+                difference[z, y, x] = here - there
+                seen[z, y, x] = here + there > threshold and min(here, there) > black
+
+
+def _variation(difference: NDArray[np.float32], seen: NDArray[np.bool_], count: int) -> float:
     """Median size of what is left of the seen differences without a plane over the overlap."""
-    count = np.maximum(seen.sum(axis=0), 1)
-    mean = np.where(seen, difference, 0).sum(axis=0) / count
-    weight = seen.sum(axis=0).astype(float).ravel()
+    mean, weight = _mean_of_seen(difference, seen)
     y, x = (axis.ravel() for axis in np.mgrid[: mean.shape[0], : mean.shape[1]].astype(float))
     design = np.stack([np.ones_like(y), y, x], axis=1)
-    scaled = design * weight[:, None]
+    scaled = design * weight.ravel()[:, None]
     plane = design @ np.linalg.lstsq(scaled.T @ design, scaled.T @ mean.ravel(), rcond=None)[0]
-    return float(np.median(np.abs(difference - plane.reshape(mean.shape))[seen]))
+    sizes = np.empty(count)
+    _sizes_of_rest(difference, seen, plane.reshape(mean.shape), sizes)
+    return float(np.median(sizes))
+
+
+@njit(cache=True, nogil=True)
+def _mean_of_seen(
+    difference: NDArray[np.float32], seen: NDArray[np.bool_]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return mean over the depths, 0 where nothing was seen, and at how many it was."""
+    depths, rows, columns = difference.shape
+    mean, weight = np.zeros((rows, columns)), np.zeros((rows, columns))
+    for z in range(depths):
+        for y in range(rows):
+            for x in range(columns):
+                if seen[z, y, x]:
+                    mean[y, x] += difference[z, y, x]
+                    weight[y, x] += 1
+    return mean / np.maximum(weight, 1), weight
+
+
+@njit(cache=True, nogil=True)
+def _sizes_of_rest(
+    difference: NDArray[np.float32], seen: NDArray[np.bool_], plane: NDArray[np.float64], sizes: NDArray[np.float64]
+) -> None:
+    count = 0
+    for z in range(difference.shape[0]):
+        for y in range(difference.shape[1]):
+            for x in range(difference.shape[2]):
+                if seen[z, y, x]:
+                    sizes[count] = abs(difference[z, y, x] - plane[y, x])
+                    count += 1
 
 
 def _vertex(values: NDArray[np.float64], at: int) -> float:

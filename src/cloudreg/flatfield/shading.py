@@ -31,6 +31,14 @@ class Shading:
     flat: NDArray[np.float32]
     background: float
 
+    def require_size(self, height: int, width: int) -> None:
+        """Raise an `InputError` if it is not the field of tiles of this size."""
+        if self.flat.shape != (height, width):
+            raise InputError(
+                f"expected a flat field of {height} x {width} pixels, got one of {self.flat.shape[0]} x "
+                f"{self.flat.shape[1]}: it is of other tiles"
+            )
+
     def apply(
         self, planes: NDArray[np.generic], rows: slice = slice(None), columns: slice = slice(None)
     ) -> NDArray[np.float32]:
@@ -96,14 +104,14 @@ def _draw(shading: Shading, path: Path) -> None:
 
     height, width = shading.flat.shape
     step = max(1, max(height, width) // 512)
-    figure = Figure(figsize=(6, 5), layout="constrained")
-    axes = figure.add_subplot()
+    figure = Figure(figsize=(6, 5))
+    axes = figure.add_axes((0.12, 0.1, 0.7, 0.82))
     image = axes.imshow(shading.flat[::step, ::step], cmap="gray", extent=(0, width, height, 0))
-    axes.contour(
-        np.arange(0, width, step) + 0.5, np.arange(0, height, step) + 0.5, shading.flat[::step, ::step], linewidths=0.8
-    )
+    coarse = max(1, max(height, width) // 128)
+    y, x = (np.arange(0, n, coarse) + 0.5 for n in (height, width))
+    axes.contour(x, y, shading.flat[::coarse, ::coarse], linewidths=0.8)
     axes.set_title(f"flat field, background {shading.background:.1f}")
     axes.set_xlabel("x (px)")
     axes.set_ylabel("y (px)")
-    figure.colorbar(image, label="brightness, mean 1")
+    figure.colorbar(image, cax=figure.add_axes((0.85, 0.1, 0.03, 0.82)), label="brightness, mean 1")
     figure.savefig(path, dpi=100)

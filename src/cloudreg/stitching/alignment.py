@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from cloudreg.execution import Engine
 from cloudreg.execution.progress import say
 from cloudreg.settings import AlignSettings
+from cloudreg.stitching.certainty import doubt_lines
 from cloudreg.stitching.layers import FLOOR_PX
 from cloudreg.stitching.links import Link, Matrix, measure_links, neighbours, search_radius_px
 from cloudreg.stitching.placement import Placement, place_tiles
@@ -34,6 +35,8 @@ from cloudreg.tiles.terastitcher_write import Step
 if TYPE_CHECKING:
     from cloudreg.flatfield import Shading
 
+# Tiles in doubt are named in so many lines at most.
+_MOST_LINES = 20
 # Fewer links than these say nothing of the stage; a share of the tile's side by which it may be off.
 _FEW_LINKS = 3
 _WRONG_OVERLAP = 0.02
@@ -173,6 +176,7 @@ def reuse_alignment(project: Project, acquisition: Acquisition, channel: int) ->
             tile,
             position_px=aligned.position_px,
             stitchable=aligned.stitchable,
+            certainty=aligned.certainty,
             east=aligned.east,
             south=aligned.south,
             extras=aligned.extras,
@@ -207,11 +211,9 @@ def links_of(acquisition: Acquisition, project: Project) -> list[Link]:
 
 def _placed(acquisition: Acquisition, project: Project, links: Sequence[Link], placement: Placement) -> Project:
     """Move the tiles of a project, and make nominal in it what did not vote or was rejected."""
-    _report(acquisition, links, placement)
-    positions = {
-        (tile.row, tile.column): _triple(position)
-        for tile, position in zip(acquisition.tiles, placement.positions_px.tolist(), strict=True)
-    }
+    places = [(tile.row, tile.column) for tile in acquisition.tiles]
+    positions = dict(zip(places, map(_triple, placement.positions_px.tolist()), strict=True))
+    certainties = dict(zip(places, placement.certainties, strict=True))
     displacements = {}
     for link, residual, outlier in zip(links, placement.residuals_px, placement.outliers, strict=True):
         row, column, side = _side(acquisition, link)
@@ -220,7 +222,9 @@ def _placed(acquisition: Acquisition, project: Project, links: Sequence[Link], p
             (displacement,) = cell.south if side == "south" else cell.east
             z, y, x = (axis.rejected for axis in displacement.axes)
             displacements[row, column, side] = (replace(displacement, z=z, y=y, x=x),)
-    return project.moved(positions).linked(displacements).thresholded()
+    placed = project.moved(positions, certainties).linked(displacements).thresholded()
+    _report(acquisition, links, placement, placed)
+    return placed
 
 
 def _side(acquisition: Acquisition, link: Link) -> tuple[int, int, str]:
@@ -262,7 +266,7 @@ def _displacement(link: Link, search_px: tuple[int, int, int]) -> Displacement:
     return Displacement(z, y, x)
 
 
-def _report(acquisition: Acquisition, links: Sequence[Link], placement: Placement) -> None:
+def _report(acquisition: Acquisition, links: Sequence[Link], placement: Placement, placed: Project) -> None:
     empty = sum(link.is_empty for link in links)
     voted = ~np.isnan(placement.residuals_px).any(axis=1) & ~placement.outliers
     weak = len(links) - empty - int(voted.sum()) - int(placement.outliers.sum())
@@ -273,10 +277,14 @@ def _report(acquisition: Acquisition, links: Sequence[Link], placement: Placemen
     if voted.any():
         distance = np.linalg.norm(placement.residuals_px[voted], axis=1)
         say(f"align: residuals {np.median(distance):.2f} px median, {distance.max():.2f} px at most")
-    if placement.stage_only and len(acquisition.tiles) > 1:
-        names = ", ".join(acquisition.tiles[i].name for i in placement.stage_only)
-        what = "no overlap could be used: all tiles are" if not voted.any() else f"{names}: no usable overlap,"
-        say(f"align: WARNING {what} placed by the stage")
+    if not voted.any() and len(acquisition.tiles) > 1:
+        say("align: WARNING no overlap could be used: all tiles are placed by the stage")
+    elif len(acquisition.tiles) > 1:
+        lines = doubt_lines(placed)
+        for line in lines[:_MOST_LINES]:
+            say(f"align: WARNING {line}")
+        if len(lines) > _MOST_LINES:
+            say(f"align: WARNING {len(lines) - _MOST_LINES} more such lines: the report names all tiles")
     _doubt_the_overlap(acquisition, links, voted)
 
 

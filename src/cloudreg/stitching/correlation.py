@@ -200,10 +200,11 @@ def bandpass(planes: Array, window: int = WINDOW) -> Array:
         Side of the square whose mean is taken off, px.
     """
     # The root makes the shot noise of bright and dark places alike and keeps single bright cells from ruling alone.
-    values = np.sqrt(np.maximum(planes.astype(np.float32), 0))
-    smooth = ndimage.gaussian_filter(values, (0, 1, 1), mode="nearest", truncate=3)
-    smooth -= ndimage.uniform_filter(values, (1, window, window), mode="nearest")
-    return np.asarray(smooth)
+    values = np.sqrt(np.maximum(planes, 0, dtype=np.float32))
+    result = np.empty(values.shape, dtype=np.float32)
+    if values.size:
+        _filter(values, window, _GAUSSIAN, result)
+    return result
 
 
 def _spectrum(values: Array, shape: Sequence[int]) -> Array:
@@ -226,7 +227,57 @@ def _design() -> tuple[Array, Array]:
 _DESIGN, _WEIGHTS = _design()
 
 
+# A Gaussian of one pixel, and where it ends.
+_TAPS = 3
+_GAUSSIAN = np.exp(-0.5 * np.arange(-_TAPS, _TAPS + 1.0) ** 2)
+_GAUSSIAN = (_GAUSSIAN / _GAUSSIAN.sum()).astype(np.float32)
+
+
 @njit(cache=True, nogil=True)
+def _filter(values: Array, window: int, gaussian: Array, result: Array) -> None:
+    """Smooth planes and take off the mean of a square around each pixel; the edges are repeated outwards."""
+    depth, height, width = values.shape
+    taps, low, high = gaussian.size // 2, window // 2, window - window // 2 - 1
+    smooth, mean = np.empty((height, width), np.float32), np.empty((height, width), np.float32)
+    column, row = np.empty(width), np.empty(width + 2 * taps, np.float32)
+    for z in range(depth):
+        plane = values[z]
+        # Sums over a window that slides down; in float64, so that what is added is taken off again.
+        column[:] = 0
+        for k in range(-low, high + 1):
+            line = plane[min(max(k, 0), height - 1)]
+            for x in range(width):
+                column[x] += line[x]
+        for y in range(height):
+            smooth[y] = 0
+            for k in range(-taps, taps + 1):
+                line, share, out = plane[min(max(y + k, 0), height - 1)], gaussian[k + taps], smooth[y]
+                for x in range(width):
+                    out[x] += share * line[x]
+            new, old, out = plane[min(y + high + 1, height - 1)], plane[max(y - low, 0)], mean[y]
+            for x in range(width):
+                out[x] = column[x] / window
+                column[x] += new[x] - old[x]
+        for y in range(height):
+            row[:taps] = smooth[y, 0]
+            row[taps : width + taps] = smooth[y]
+            row[width + taps :] = smooth[y, width - 1]
+            out = result[z, y]
+            out[:] = 0
+            for k in range(2 * taps + 1):
+                share, line = gaussian[k], row[k : k + width]
+                for x in range(width):
+                    out[x] += share * line[x]
+            line, total = mean[y], 0.0
+            for k in range(-low, high + 1):
+                total += line[min(max(k, 0), width - 1)]
+            for x in range(width):
+                out[x] -= total / window
+                total += line[min(x + high + 1, width - 1)] - line[max(x - low, 0)]
+
+
+# Terms may be added in any order, or the sums of a row could not be made eight at a time.
+@njit(cache=True, nogil=True, fastmath={"reassoc"})
 def _add_sums(first: Array, second: Array, first_planes: Array, second_planes: Array, lags: Array, sums: Array) -> None:
     """Add count, sums, sums of squares and of products of the voxels that both arrays have at each lag."""
     nz, ny, nx = second.shape

@@ -106,7 +106,7 @@ def fuse(
         )
         memory = engine.memory_per_block_bytes
         content = settings.blending == "content"
-        block = block_shape(grid.shape, unit, acquisition, memory, 2 * engine.workers, content=content)
+        block = block_shape(grid.shape, unit, acquisition, memory, engine.workers, content=content)
         for damaged in engine.run(task, split(grid.shape, block), label=f"fuse channel {channel}", ledger=ledger):
             remember(damaged or ())
 
@@ -176,15 +176,15 @@ def block_shape(
     smallest: Sequence[int],
     acquisition: Acquisition,
     memory_bytes: int,
-    fewest: int = 1,
+    workers: int = 1,
     *,
     content: bool = False,
 ) -> tuple[int, int, int]:
     """Return the largest block that fits in memory: whole planes if they do, so that each is read once.
 
     Otherwise the longer side is halved; the tiles on a cut are read again for each block, but only the rows and
-    columns that lie in it. It is halved as well while there are too few blocks for all workers, and it is longer than
-    two tiles.
+    columns that lie in it. It is halved as well while there are too few blocks for all workers to have several, and it
+    is longer than two tiles; in rows, of which those of a block are read alone, also while some worker has none.
 
     Parameters
     ----------
@@ -194,8 +194,8 @@ def block_shape(
         What may be written independently; blocks are multiples of it.
     memory_bytes
         What one block may use, see `block_bytes`; the smallest block is returned even if it uses more.
-    fewest
-        Number of blocks wanted.
+    workers
+        How many are to have several blocks.
     content
         Whether tiles are weighed by their content.
     """
@@ -203,16 +203,20 @@ def block_shape(
     units = [math.ceil(n / s) for n, s in zip(shape, smallest, strict=True)]
     counts = [1, units[1], units[2]]
 
+    def blocks() -> int:
+        return math.prod(math.ceil(u / c) for u, c in zip(units, counts, strict=True))
+
     def too_large(block: list[int]) -> bool:
-        blocks = math.prod(math.ceil(u / c) for u, c in zip(units, counts, strict=True))
         return block_bytes(block, acquisition, content=content) > memory_bytes or (
-            blocks < fewest and max(block[1:]) > side
+            blocks() < 2 * workers and max(block[1:]) > side
         )
 
     while too_large(block := [c * s for c, s in zip(counts, smallest, strict=True)]) and max(counts) > 1:
         axis = 1 if counts[2] == 1 or (counts[1] > 1 and block[1] >= block[2]) else 2
         counts[axis] = math.ceil(counts[axis] / 2)
-    z, y, x = (min(b, n) for b, n in zip(block, shape, strict=True))
+    while blocks() < workers and counts[1] > 1:
+        counts[1] = math.ceil(counts[1] / 2)
+    z, y, x = (min(c * s, n) for c, s, n in zip(counts, smallest, shape, strict=True))
     return z, y, x
 
 

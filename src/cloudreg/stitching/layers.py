@@ -8,16 +8,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from cloudreg.stitching.pairwise import Shift
+from cloudreg.stitching.pairwise import NOTHING, Shift, same_shift
 
-# Layers within this distance of each other, in pixels, mean the same shift; this close, two are enough.
-_SAME_PX = 1.0
-_MANY_SIGMA = 2.0
+# Where two layers are within this distance of each other, in pixels, no other need be read.
 _ENOUGH_PX = 0.2
 # What lenses and interpolation leave uncertain however bright the texture is.
 FLOOR_PX = 0.1
-# A direction of which nothing is known has this information, 1/px^2.
-_NOTHING = 1e-6
 
 
 @dataclass(frozen=True)
@@ -60,14 +56,12 @@ def combine_layers(shifts: Sequence[Shift]) -> Combined:
     """
     lags = np.array([shift.lag_px for shift in shifts])
     informations = np.array([shift.information for shift in shifts])
-    covariances = np.linalg.inv(informations + _NOTHING * np.eye(3))
     support = np.array([shift.voxels * shift.correlation**2 for shift in shifts])
-    count = range(len(lags))
-    close = np.array([[_agree(lags[i] - lags[j], covariances[i] + covariances[j]) for j in count] for i in count])
+    close = np.array([[same_shift(one, other) for other in shifts] for one in shifts])
     kept = close[int(np.argmax(close @ support))]
     share = float(support[kept].sum() / support.sum())
 
-    known = informations[kept].sum(axis=0) + _NOTHING * np.eye(3)
+    known = informations[kept].sum(axis=0) + NOTHING * np.eye(3)
     start = np.average(lags[kept], axis=0, weights=support[kept])
     pulls = [information @ (lag - start) for information, lag in zip(informations[kept], lags[kept], strict=True)]
     mean = start + np.linalg.solve(known, np.sum(pulls, axis=0))
@@ -81,8 +75,3 @@ def combine_layers(shifts: Sequence[Shift]) -> Combined:
         np.asarray(np.average([s.sharpness for s in shifts], axis=0, weights=votes), dtype=np.float64),
         np.asarray(np.linalg.inv(covariance) * share, dtype=np.float64),
     )
-
-
-def _agree(difference: NDArray[np.float64], covariance: NDArray[np.float64]) -> bool:
-    allowed = covariance + _SAME_PX**2 * np.eye(3)
-    return float(difference @ np.linalg.solve(allowed, difference)) <= _MANY_SIGMA**2

@@ -118,7 +118,7 @@ def measure_links(
 
     Notes
     -----
-    A worker holds two strips of one layer, evened and in smaller copies: about 8 bytes a pixel and 60 MB more. A
+    A worker holds two strips of one layer, evened and in smaller copies: about 9 bytes a pixel and 60 MB more. A
     layer is 24 planes thick, or twice the depth that is searched; so the need grows with the tiles' side and overlap,
     and not with their number or depth.
     """
@@ -205,9 +205,9 @@ class _Measure:
         first, second, _ = self._parts(pair)
         depth = self._thickness
         voxels = math.prod(first.shape(depth)) + math.prod(second.shape(depth))
-        # As read, evened, and all the smaller copies; then filtered pieces and spectra, whose size is fixed.
+        # As read, evened, and all the smaller copies, filtered too; then filtered pieces and spectra, of fixed size.
         evened = 0 if self.shading is None else 4
-        return voxels * (self.acquisition.dtype.itemsize + evened + 2) + _FIXED_BYTES
+        return voxels * (self.acquisition.dtype.itemsize + evened + 3) + _FIXED_BYTES
 
     @property
     def _thickness(self) -> int:

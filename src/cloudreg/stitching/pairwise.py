@@ -20,6 +20,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -46,6 +47,11 @@ _BEYOND_PX = 0.5
 # hyperbolic tangent of the best one's correlation makes it ambiguous.
 _SAME_PX = 2.0
 _CLEARLY = 0.85
+# Shifts that differ by less than this, in pixels, or than so many standard deviations, mean the same.
+_CLOSE_PX = 1.0
+_MANY_SIGMA = 2.0
+NOTHING = 1e-6
+"""Information of a direction of which nothing is known, 1/px^2."""
 # Residuals are independent from block to block of this size, z y x.
 _BLOCK = (8, 12, 12)
 
@@ -91,6 +97,11 @@ class Shift:
     information: Array
 
     @property
+    def covariance(self) -> Array:
+        """Covariance of the lag, (3, 3), px^2; very large where nothing is known."""
+        return np.asarray(np.linalg.inv(self.information + NOTHING * np.eye(3)))
+
+    @property
     def sharpness(self) -> Array:
         """Curvature per axis, (3,), with the other two free to follow: 0 along an axis on which it isn't known."""
         values, vectors = np.linalg.eigh(self.curvature)
@@ -122,7 +133,7 @@ def measure_shift(
     levels = _pyramid(first, second, search_px, voxel_size_um)
     top = levels[-1]
     low, high = top.window(nominal_px, search_px)
-    a, b = bandpass(top.first.values), bandpass(top.second.values)
+    a, b = top.filtered or (bandpass(top.first.values), bandpass(top.second.values))
     candidates = correlation_map(a, b, _voxel_mask(top.first), _voxel_mask(top.second), low, high).peaks()
     shifts = [_refined(levels, _common_texture(a, b, lag), lag) for lag in candidates]
     return _clear_winner([s for s in shifts if s is not None and _is_plausible(s, nominal_px, search_px)])
@@ -138,13 +149,24 @@ def _is_plausible(shift: Shift, nominal_px: Sequence[int], search_px: Sequence[i
 
 
 def _clear_winner(shifts: list[Shift]) -> Shift | None:
-    """Return the shift of the highest correlation, or None if another one is nearly as high."""
+    """Return the shift of the highest correlation, or None if another one is nearly as high.
+
+    Peaks on one ridge, which differ only along what both leave open, are no rivals: the texture looks the same along
+    it, and across it they agree.
+    """
     if not shifts:
         return None
     best = max(shifts, key=lambda shift: shift.correlation)
     limit = np.tanh(_CLEARLY * np.arctanh(min(best.correlation, 0.999)))
-    others = [s for s in shifts if np.abs(s.lag_px - best.lag_px).max() > _SAME_PX]
+    others = [s for s in shifts if np.abs(s.lag_px - best.lag_px).max() > _SAME_PX and not same_shift(s, best)]
     return None if any(s.correlation > limit for s in others) else best
+
+
+def same_shift(one: Shift, other: Shift) -> bool:
+    """Whether two shifts differ by less than a pixel or so, or by no more than they are uncertain."""
+    difference = one.lag_px - other.lag_px
+    covariance = one.covariance + other.covariance + _CLOSE_PX**2 * np.eye(3)
+    return float(difference @ np.linalg.solve(covariance, difference)) <= _MANY_SIGMA**2
 
 
 def _refined(levels: list[_Level], texture: Array, found: Sequence[int]) -> Shift | None:
@@ -168,6 +190,13 @@ class _Level:
     first: Strip
     second: Strip
     factors: Array
+
+    @cached_property
+    def filtered(self) -> tuple[Array, Array] | None:
+        """Both strips, band-passed, for all candidates; None for the finest level, of which small parts are needed."""
+        if self.factors.max() == 1:
+            return None
+        return bandpass(self.first.values), bandpass(self.second.values)
 
     def window(self, nominal_px: Sequence[int], search_px: Sequence[int]) -> tuple[list[int], list[int]]:
         """First and last lag of the search on this level, such that some voxels always overlap."""
@@ -306,6 +335,7 @@ def _scores(a: Array, b: Array, offset: Array, gain: float) -> Array:
 def _pieces(level: _Level, start: Array, texture: Array, texture_factors: Array) -> list[_Piece]:
     """Filtered pieces of both strips around the expected overlap: those with most texture in common."""
     first, second = level.first, level.second
+    filtered = level.filtered
     overlap = Box.whole(first.values.shape).shifted((-start).tolist()).intersection(Box.whole(second.values.shape))
     # At the edges of the tiles the filter sees one side only, and not the same one in both.
     inset = [0, *(min(WINDOW // 2, n // 6) for n in overlap.shape[1:])]
@@ -326,8 +356,8 @@ def _pieces(level: _Level, start: Array, texture: Array, texture_factors: Array)
         lag = [int(b + s - r) for b, s, r in zip(box.start, start, reach.start, strict=True)]
         result.append(
             (
-                _filtered(first.values, reach),
-                _filtered(second.values, box),
+                _filtered(first.values, reach) if filtered is None else np.ascontiguousarray(filtered[0][reach.slices]),
+                _filtered(second.values, box) if filtered is None else np.ascontiguousarray(filtered[1][box.slices]),
                 first.observed[reach.start[0] : reach.stop[0]],
                 second.observed[box.start[0] : box.stop[0]],
                 _triple(lag),

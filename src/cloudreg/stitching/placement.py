@@ -3,17 +3,19 @@
 The positions x, all three axes together, minimise
 
     sum over links  r e^T I e,  with  e = x_second - x_first - shift
-  + sum over neighbours  s |x_second - x_first - step|^2  +  sum over tiles  s/100 |x - model|^2
+  + sum over neighbours  s |d_second - d_first|^2  +  sum over tiles  a |d|^2,  with  d = x - model
 
-with I the link's information, r its robust weight, and s the stage's weight. Where an overlap shows an edge only, the
-shift along the edge isn't known: I says so, and other links or the stage decide that direction alone. ``step`` and
-``model`` are the stage as it really moved: the nominal positions, corrected by the median deviation of all east links
-and of all south links. So a tile without links keeps its place beside its neighbours, and no part of the grid can drift
-away.
+with I the link's information and r its robust weight. Where an overlap shows an edge only, the shift along the edge
+isn't known: I says so, and other links or the stage decide that direction alone. ``model`` is the stage as it really
+moved, and s and a how well it did along each axis: all are learned from the tiles that the images hold, see
+`cloudreg.stitching.stage`. So no part of the grid can drift away.
 
 A wrong link breaks the loops that it is in. Robust weights find it: r starts at 1 for all, and its scale is lowered
 step by step (graduated non-convexity) until links off by more than about a pixel count for nothing. A link that isn't
 known to a pixel may be off by more.
+
+The matrix of these equations is the inverse covariance of the positions. So it is known of each tile how far it may be
+off, and how much of that the stage decides alone, see `cloudreg.stitching.certainty`.
 
 References
 ----------
@@ -24,18 +26,21 @@ solvers to global outlier rejection", IEEE Robot. Autom. Lett. 5 (2020).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
+from scipy.sparse.csgraph import connected_components
 from scipy.sparse.linalg import spsolve
 
 from cloudreg.settings import AlignSettings
+from cloudreg.stitching.certainty import find_certainties
 from cloudreg.stitching.layers import FLOOR_PX
-from cloudreg.stitching.links import Link, neighbours
-from cloudreg.tiles import Acquisition
+from cloudreg.stitching.links import Link, neighbours, search_radius_px
+from cloudreg.stitching.stage import Stage, learned_stage, robust_model
+from cloudreg.tiles import Acquisition, Certainty
 
 Array = NDArray[Any]
 
@@ -44,12 +49,12 @@ _ROBUST_PX = 1.0
 _SCALE_STEP = 0.7
 # A link farther off than this many times that, and than four robust standard deviations, is an outlier.
 _OUTLIER = 2.0
-# The stage's absolute position only decides what nothing else does.
+# Where nothing is known of how well the stage did, its absolute position only decides what nothing else does.
 _ABSOLUTE = 0.01
 # Information of a direction of which nothing is known, 1/px^2.
 _NOTHING = 1e-6
-# Below this many links in a direction, the stage is taken at its word.
-_FEWEST_FOR_STAGE = 3
+# Tiles hang together by links that are known this well in all directions, as standard deviations in pixels.
+_HELD_PX = 0.5
 
 
 @dataclass(frozen=True)
@@ -66,12 +71,15 @@ class Placement:
         (m,), links that voted and were rejected.
     stage_only
         Indices of tiles that no reliable link holds: placed by the stage.
+    certainties
+        How well each tile's place is known, relative to the largest group of tiles that hang together.
     """
 
     positions_px: NDArray[np.float64]
     residuals_px: NDArray[np.float64]
     outliers: NDArray[np.bool_]
     stage_only: tuple[int, ...]
+    certainties: tuple[Certainty, ...]
 
 
 def place_tiles(acquisition: Acquisition, links: Sequence[Link], settings: AlignSettings) -> Placement:
@@ -93,43 +101,65 @@ def place_tiles(acquisition: Acquisition, links: Sequence[Link], settings: Align
     shifts = np.array([k.shift_px for k in links]).reshape(-1, 3)
     information = np.array([k.information for k in links]).reshape(-1, 3, 3)
 
-    steps, model = _stage(nominal, pairs, ends[votes], shifts[votes])
-    stage = settings.stage_weight / FLOOR_PX**2
-    system = _System(len(nominal), ends, shifts, information, pairs, steps, model, stage)
+    weight = settings.stage_weight / FLOOR_PX**2 * np.ones(3)
+    none = np.zeros((*nominal.shape, 0))
+    first = Stage(robust_model(nominal, pairs, ends[votes], shifts[votes]), _ABSOLUTE * weight, weight, none)
+    system = _System(ends, shifts, information, pairs, first)
     robust, outliers = _reject(system, votes)
     positions = system.solve(robust)
+    group = _hanging_together(len(nominal), ends, information, robust)
+    learned = learned_stage(nominal, pairs, positions, group)
+    if learned is None:
+        # The largest deviation that was looked for is all that is known of the stage.
+        radius = np.asarray(search_radius_px(acquisition, settings), dtype=np.float64)
+        judged = Stage(first.model, (2 / np.maximum(radius, 1.0)) ** 2, np.zeros(3), none)
+    else:
+        judged = learned
+        system = replace(system, stage=learned)
+        positions = system.solve(robust)
 
     residuals = np.where(votes[:, None], system.residuals(positions), np.nan)
     held = set(ends[votes & ~outliers].ravel().tolist())
-    return Placement(positions, residuals, outliers, tuple(i for i in range(len(nominal)) if i not in held))
+    return Placement(
+        positions,
+        residuals,
+        outliers,
+        tuple(i for i in range(len(nominal)) if i not in held),
+        find_certainties(
+            system.of_links(robust),
+            replace(system, stage=judged).of_stage(),
+            judged.steps.reshape(nominal.size, -1),
+            group,
+        ),
+    )
 
 
 @dataclass(frozen=True)
 class _System:
-    tiles: int
     ends: Array
     shifts: Array
     information: Array
     pairs: Array
-    steps: Array
-    model: Array
-    stage: float
+    stage: Stage
 
     def solve(self, robust: Array) -> Array:
         """Return the positions (n, 3) for given robust weights of the links."""
-        used = robust > 0
-        stage = np.broadcast_to(self.stage * np.eye(3), (len(self.pairs), 3, 3))
-        information = np.concatenate([self.information[used] * robust[used, None, None], stage])
-        ends = np.concatenate([self.ends[used], self.pairs])
-        differences = np.concatenate([self.shifts[used], self.steps])
-        anchor = self.stage * _ABSOLUTE
+        stage = self.of_stage()
+        right = (stage @ self.stage.model.ravel()).reshape(-1, 3)
+        pulls = robust[:, None] * np.einsum("kij,kj->ki", self.information, self.shifts)
+        np.add.at(right, self.ends[:, 1], pulls)
+        np.add.at(right, self.ends[:, 0], -pulls)
+        return np.asarray(spsolve((self.of_links(robust) + stage).tocsc(), right.ravel())).reshape(-1, 3)
 
-        right = anchor * self.model
-        pulls = np.einsum("kij,kj->ki", information, differences)
-        np.add.at(right, ends[:, 1], pulls)
-        np.add.at(right, ends[:, 0], -pulls)
-        matrix = self._assembled(ends, information) + anchor * sparse.identity(3 * self.tiles)
-        return np.asarray(spsolve(matrix.tocsc(), right.ravel())).reshape(-1, 3)
+    def of_links(self, robust: Array) -> Any:
+        """Return what the links know, as a matrix (3n, 3n)."""
+        return self._assembled(self.ends, robust[:, None, None] * self.information)
+
+    def of_stage(self) -> Any:
+        """Return what the stage knows, as a matrix (3n, 3n)."""
+        together = np.broadcast_to(np.diag(self.stage.together), (len(self.pairs), 3, 3))
+        own = sparse.diags_array(np.tile(self.stage.own, len(self.stage.model)))
+        return self._assembled(self.pairs, together) + own
 
     def _assembled(self, ends: Array, information: Array) -> Any:
         """Return the matrix (3n, 3n) whose quadratic form is the sum of those of all differences of tiles."""
@@ -138,7 +168,8 @@ class _System:
         rows = np.concatenate([np.repeat(a, 3, axis=1).ravel() for a, _, _ in blocks])
         columns = np.concatenate([np.tile(b, (1, 3)).ravel() for _, b, _ in blocks])
         values = np.concatenate([sign * information.ravel() for _, _, sign in blocks])
-        return sparse.csr_array((values, (rows, columns)), shape=(3 * self.tiles, 3 * self.tiles))
+        side = self.stage.model.size
+        return sparse.csr_array((values, (rows, columns)), shape=(side, side))
 
     def residuals(self, positions: Array) -> Array:
         """Return what each link measured minus the distance of its tiles, (m, 3)."""
@@ -150,34 +181,6 @@ class _System:
         covariance = np.linalg.inv(self.information + _NOTHING * np.eye(3))
         squared = np.einsum("ki,ki->k", off, np.linalg.solve(covariance + np.eye(3), off[..., None])[..., 0])
         return np.asarray(np.sqrt(squared))
-
-
-def _stage(nominal: Array, pairs: Array, ends: Array, shifts: Array) -> tuple[Array, Array]:
-    """Return how far apart neighbours (p, 3) and where tiles (n, 3) are by a stage of the links' median deviation."""
-    deviation = shifts - (nominal[ends[:, 1]] - nominal[ends[:, 0]])
-    correction = np.zeros((2, 3))
-    for direction in (0, 1):
-        along = deviation[_direction(nominal, ends) == direction]
-        if len(along) >= _FEWEST_FOR_STAGE:
-            correction[direction] = np.median(along, axis=0)
-    steps = nominal[pairs[:, 1]] - nominal[pairs[:, 0]] + correction[_direction(nominal, pairs)]
-    pitch = np.array([_pitch(nominal, pairs, direction) for direction in (0, 1)])
-    cells = nominal[:, 1:] / pitch
-    moved = cells @ correction
-    model = nominal + moved - moved.mean(axis=0)
-    return steps, model
-
-
-def _direction(nominal: Array, pairs: Array) -> Array:
-    """Return 0 for pairs along y (south) and 1 for pairs along x (east)."""
-    step = np.abs(nominal[pairs[:, 1]] - nominal[pairs[:, 0]])
-    return np.asarray(step[:, 2] > step[:, 1], dtype=int)
-
-
-def _pitch(nominal: Array, pairs: Array, direction: int) -> float:
-    """Nominal distance of neighbours in a direction; 1 where there are none (then nothing is measured either)."""
-    steps = (nominal[pairs[:, 1]] - nominal[pairs[:, 0]])[_direction(nominal, pairs) == direction]
-    return float(np.median(steps[:, 1 + direction])) if len(steps) else 1.0
 
 
 def _reject(system: _System, votes: Array) -> tuple[Array, Array]:
@@ -203,6 +206,15 @@ def _reject(system: _System, votes: Array) -> tuple[Array, Array]:
 
 def _plausibility(system: _System, votes: Array) -> Array:
     """How likely a link is by the stage alone, 0..1: settles which link of a single broken loop is wrong."""
-    distance = system.distances(system.model)
+    distance = system.distances(system.stage.model)
     typical = max(3 * float(np.median(distance[votes])), 2.0)
     return np.where(votes, 1 / (1 + (distance / typical) ** 2), 0.0)
+
+
+def _hanging_together(tiles: int, ends: Array, information: Array, robust: Array) -> Array:
+    """Return the indices of the largest group of tiles that links known in all directions hold together."""
+    least = np.linalg.eigvalsh(information)[:, 0] * robust if len(ends) else np.zeros(0)
+    known = ends[least >= 1 / _HELD_PX**2]
+    graph = sparse.csr_array((np.ones(len(known)), known.T), shape=(tiles, tiles))
+    label = connected_components(graph, directed=False)[1]
+    return np.flatnonzero(label == np.bincount(label).argmax())

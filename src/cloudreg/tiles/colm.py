@@ -150,10 +150,10 @@ def open_colm(
     ------
     InputError
         If a text file is missing, not whole or contradicts the other; if the folder of an imaged cell is missing; if a
-        plane is of another size or type than the rest, or exists twice; if only some planes have evened copies; if it
-        is strict, of a truncated plane, too. Of each tile and channel, one file of each different size is opened (one
-        in all on an object store, which doesn't list sizes); a plane that is damaged inside is found by
-        `Acquisition.read`.
+        tile is of another size or type than the rest, or a plane exists twice; if only some planes have evened copies;
+        if it is strict, of a truncated plane or one of another size, too. Of each tile and channel, one file of each
+        different size is opened (one in all on an object store, which doesn't list sizes); a plane that is damaged
+        inside is found by `Acquisition.read`.
     """
     if isinstance(path, str):
         path = place_of(path) or Path(path)
@@ -161,6 +161,8 @@ def open_colm(
     described = _description(path)
     experiment = read_experiment(described / INI)
     scanned = read_scanned_cells(described / SCANNED_CELLS, experiment.rows, experiment.columns)
+    if not scanned.any():
+        raise InputError(f"expected a 1 for each cell that was imaged in {described / SCANNED_CELLS}, got 0 in all")
     voxel = _voxel_size(path, experiment, voxel_size_um)
     view = path / VIEW
     listed = _listed(view)
@@ -184,19 +186,20 @@ def open_colm(
             planes = files[channel]
             for file in planes.values():
                 evened[channel][file.in_two_forms] += 1
-            for plane in _suspects(planes):
+            usual, *others = _suspects(planes)
+            for plane in (usual, *others):
                 suspect = view / folder / planes[plane].name
                 try:
                     found = inspect_plane(suspect)
-                except DamagedPlaneError as error:
-                    if strict:
+                    kind = kind or PlaneKind(experiment.height, experiment.width, found.dtype)
+                    if found != kind:
+                        raise unlike(suspect, found, kind)
+                except InputError as error:
+                    # A few planes of another kind are damage, a tile of them is another acquisition's.
+                    if strict or (plane == usual and not isinstance(error, DamagedPlaneError)):
                         raise
                     note_damage(f"{folder} plane {plane} of channel {channel}", str(error))
                     del planes[plane]
-                    continue
-                kind = kind or PlaneKind(experiment.height, experiment.width, found.dtype)
-                if found != kind:
-                    raise unlike(suspect, found, kind)
             if not planes:
                 continue
             names[folder, channel] = PlaneNames.describe({plane: file.name for plane, file in planes.items()})
@@ -341,16 +344,18 @@ def _planes(folder: Place, listed: Iterable[_File], location: int, corrected: bo
 
 
 def _suspects(planes: Mapping[int, _File]) -> list[int]:
-    """Return planes that stand for all the others: one of each file size.
+    """Return planes that stand for all the others, one of each file size; the first has the size of most.
 
     Sound uncompressed planes are of one size, so any other size is a truncated or foreign file. Compressed ones all
-    differ: then only the smallest and the largest file are chosen.
+    differ: then only the one of middle size, the smallest and the largest file are chosen.
     """
     by_size = {file.size: plane for plane, file in reversed(list(planes.items()))}
+    every = sorted(file.size for file in planes.values())
+    middle = every[len(every) // 2]
     sizes = sorted(by_size)
     if len(sizes) > _SIZES_INSPECTED:
-        sizes = [sizes[0], sizes[-1]]
-    return [by_size[size] for size in sizes]
+        sizes = sorted({sizes[0], middle, sizes[-1]})
+    return [by_size[size] for size in sorted(sizes, key=lambda size: size != middle)]
 
 
 def _warn(acquisition: ColmAcquisition, experiment: Experiment) -> None:

@@ -87,6 +87,25 @@ class Displacement:
 
 
 @dataclass(frozen=True)
+class Certainty:
+    """How well a tile's place is known, relative to the tiles that hang together by the images.
+
+    Parameters
+    ----------
+    sigma_px
+        Standard deviations along z, y and x.
+    worst_px
+        That in the direction, along no axis perhaps, in which least is known.
+    stage_share
+        How much of the variance in that direction is the stage's, 0 to 1: 1 where the images say nothing.
+    """
+
+    sigma_px: Triple
+    worst_px: float
+    stage_share: float
+
+
+@dataclass(frozen=True)
 class ProjectTile:
     """One cell of the project's grid; a cell without a tile has no name and no planes.
 
@@ -108,6 +127,8 @@ class ProjectTile:
         Displacements towards the next column and the next row.
     channels, bytes_per_channel
         Of the files.
+    certainty
+        How well the position is known; None where that isn't known.
     extras
         Unknown attributes and elements.
     """
@@ -123,6 +144,7 @@ class ProjectTile:
     south: tuple[Displacement, ...] = ()
     channels: int = 1
     bytes_per_channel: int = 2
+    certainty: Certainty | None = None
     extras: Extras = Extras()
 
 
@@ -188,12 +210,19 @@ class Project:
         """Return a copy with every tile changed."""
         return replace(self, tiles=tuple(change(tile) for tile in self.tiles))
 
-    def moved(self, positions_px: Mapping[tuple[int, int], Triple]) -> Project:
-        """Return a copy with new positions (z, y, x), given by row and column; other tiles stay."""
+    def moved(
+        self,
+        positions_px: Mapping[tuple[int, int], Triple],
+        certainties: Mapping[tuple[int, int], Certainty] | None = None,
+    ) -> Project:
+        """Return a copy with new positions (z, y, x) and how certain they are, by row and column; other tiles stay."""
 
         def move(tile: ProjectTile) -> ProjectTile:
-            z, y, x = positions_px.get((tile.row, tile.column), tile.position_px)
-            return replace(tile, position_px=(float(z), float(y), float(x)))
+            place = tile.row, tile.column
+            if place not in positions_px:
+                return tile
+            z, y, x = positions_px[place]
+            return replace(tile, position_px=(float(z), float(y), float(x)), certainty=(certainties or {}).get(place))
 
         return self.mapped(move)
 

@@ -86,6 +86,10 @@ def _stack_element(project: Project, tile: ProjectTile) -> Element:
     attributes["IMG_REGEX"] = tile.pattern
     if tile.position_px != (z, y, x):
         attributes |= {f"POSITION_{axis}": tile.position_px[i] for axis, i in (("V", 1), ("H", 2), ("D", 0))}
+    if tile.certainty is not None:
+        sigma = dict(zip(("D", "V", "H", "WORST"), (*tile.certainty.sigma_px, tile.certainty.worst_px), strict=True))
+        attributes |= {f"SIGMA_{name}": float(f"{sigma[name]:.4g}") for name in ("V", "H", "D", "WORST")}
+        attributes["STAGE_SHARE"] = float(f"{tile.certainty.stage_share:.4g}")
     element = Element("Stack", {name: _text(value) for name, value in attributes.items()})
     north = project.tile(tile.row - 1, tile.column).south if tile.row else ()
     west = project.tile(tile.row, tile.column - 1).east if tile.column else ()

@@ -1,7 +1,8 @@
 """TeraStitcher's project files, one schema for all of its steps: the names in them, and a lenient reader.
 
 TeraStitcher's positions and displacements are whole pixels. Ours are real numbers: the attributes that TeraStitcher
-reads hold them rounded, and attributes that it does not know (``POSITION_V`` …, ``displ_px``) hold them whole.
+reads hold them rounded, and attributes that it does not know (``POSITION_V`` …, ``displ_px``) hold them whole. Others
+(``SIGMA_V`` …) say how well a position is known.
 Its axes are V = vertical = y, H = horizontal = x, D = depth = z.
 """
 
@@ -17,7 +18,7 @@ from xml.etree.ElementTree import Element
 from cloudreg.errors import InputError
 from cloudreg.execution.progress import say
 from cloudreg.tiles.acquisition import Intervals
-from cloudreg.tiles.project import AxisDisplacement, Displacement, Extras, Project, ProjectTile, Triple
+from cloudreg.tiles.project import AxisDisplacement, Certainty, Displacement, Extras, Project, ProjectTile, Triple
 
 ROOT = "TeraStitcher"
 HEADER = {
@@ -35,6 +36,7 @@ _ROOT_NAMES = ("volume_format", "input_plugin")
 _STACK_NAMES = (
     *("N_CHANS", "N_BYTESxCHAN", "ROW", "COL", "ABS_V", "ABS_H", "ABS_D", "STITCHABLE", "DIR_NAME", "Z_RANGES"),
     *("IMG_REGEX", "POSITION_V", "POSITION_H", "POSITION_D"),
+    *("SIGMA_V", "SIGMA_H", "SIGMA_D", "SIGMA_WORST", "STAGE_SHARE"),
 )
 _AXIS_NAMES = (
     *("displ", "default_displ", "reliability", "nccPeak", "nccWidth", "nccWRangeThr", "nccInvWidth", "delay"),
@@ -74,8 +76,11 @@ class _Reader:
         self._path = path
 
     def project(self, root: Element) -> Project:
+        if root.get("volume_format") == "MultiVolume":
+            raise InputError(f"{self._path} lists the projects of several channels: choose one of those")
         dimensions = self._child(root, "dimensions")
         rows, columns = self._whole(dimensions, "stack_rows"), self._whole(dimensions, "stack_columns")
+        slices = self._whole(dimensions, "stack_slices")
         stacks = self._child(root, "STACKS").findall("Stack")
         if len(stacks) != rows * columns:
             raise InputError(f"expected {rows} x {columns} <Stack> elements in {self._path}, got {len(stacks)}")
@@ -94,11 +99,11 @@ class _Reader:
         return Project(
             rows=rows,
             columns=columns,
-            slices=self._whole(dimensions, "stack_slices"),
+            slices=slices,
             voxel_size_um=size,
             pitch_um=(self._real(pitch, "V"), self._real(pitch, "H")),
             stacks_dir=Path(self._child(root, "stacks_dir").get("value", "")),
-            tiles=tuple(self._tile(stack, *divmod(i, columns)) for i, stack in enumerate(stacks)),
+            tiles=tuple(self._tile(stack, *divmod(i, columns), slices) for i, stack in enumerate(stacks)),
             origin_mm=(0.0, 0.0, 0.0) if origin is None else self._triple(origin, ""),
             axes=None if reference is None else self._axes(reference),
             volume_format=root.get("volume_format", "TiledXY|2Dseries"),
@@ -107,29 +112,35 @@ class _Reader:
             extras={tag: extra for tag, extra in extras.items() if extra != Extras()},
         )
 
-    def _tile(self, stack: Element, row: int, column: int) -> ProjectTile:
+    def _tile(self, stack: Element, row: int, column: int, slices: int) -> ProjectTile:
         stated = stack.get("ROW", str(row)), stack.get("COL", str(column))
         if stated != (str(row), str(column)):
             say(f"{self._path}: tile {row}, {column} calls itself {', '.join(stated)}; its place in the file counts")
         rounded = self._triple(stack, "ABS_")
         exact = self._triple(stack, "POSITION_") if "POSITION_V" in stack.keys() else rounded  # noqa: SIM118
         # A tool that knows nothing of our attributes may have moved the tile.
-        position = exact if whole_position(exact) == whole_position(rounded) else rounded
+        ours = whole_position(exact) == whole_position(rounded)
+        position = exact if ours else rounded
         ranges = stack.get("Z_RANGES")
         return ProjectTile(
             row,
             column,
             name=stack.get("DIR_NAME", ""),
             position_px=position,
-            planes=None if ranges is None else self._intervals(ranges),
+            planes=None if ranges is None else self._intervals(ranges, slices),
             pattern=stack.get("IMG_REGEX", ""),
             stitchable=stack.get("STITCHABLE", "no").strip().lower() == "yes",
             east=self._displacements(stack, "EAST"),
             south=self._displacements(stack, "SOUTH"),
             channels=self._whole(stack, "N_CHANS", 1),
             bytes_per_channel=self._whole(stack, "N_BYTESxCHAN", 2),
+            certainty=self._certainty(stack) if ours and "SIGMA_WORST" in stack.keys() else None,  # noqa: SIM118
             extras=_extras(stack, _STACK_NAMES, SIDES),
         )
+
+    def _certainty(self, stack: Element) -> Certainty:
+        worst, share = (self._real(stack, name) for name in ("SIGMA_WORST", "STAGE_SHARE"))
+        return Certainty(self._triple(stack, "SIGMA_"), worst, share)
 
     def _displacements(self, stack: Element, side: str) -> tuple[Displacement, ...]:
         found = stack.find(f"{side}_displacements")
@@ -161,10 +172,16 @@ class _Reader:
     def _axes(self, element: Element) -> tuple[int, int, int]:
         return self._whole(element, "ref1"), self._whole(element, "ref2"), self._whole(element, "ref3")
 
-    def _intervals(self, text: str) -> Intervals:
+    def _intervals(self, text: str, slices: int) -> Intervals:
         intervals = tuple((int(a), int(b)) for a, b in _INTERVAL.findall(text))
         if _INTERVAL.sub("", text).strip("; \t\r\n") or any(a >= b for a, b in intervals):
             raise InputError(f"expected Z_RANGES such as '[0,17);[19,40)' in {self._path}, got {text!r}")
+        ends = [end for interval in intervals for end in interval]
+        if ends != sorted(ends) or max(ends, default=0) > slices:
+            raise InputError(
+                f"expected Z_RANGES that ascend within [0,{slices}) in {self._path}, got {text!r}: mend them, or "
+                "stack_slices"
+            )
         return intervals
 
     def _child(self, parent: Element, tag: str) -> Element:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from cloudreg.flatfield import load_shading
 from cloudreg.io import open_volume
 from cloudreg.run_folder import RunFolder
+from cloudreg.stitching.certainty import doubts
 from cloudreg.stitching.seams import Seam, load_seams
 from cloudreg.tiles import Displacement, Project, ProjectTile, read_project
 from cloudreg.viewer.charts import histogram, lines, residual_map, seam_map, tile_layout
@@ -200,8 +201,8 @@ def seam_section(project: Project, folder: Path) -> Section:
 def suspicious_tiles(project: Project, seams: Sequence[Seam]) -> dict[str, list[str]]:
     """Return the names of the tiles that look wrong, with the reasons.
 
-    A tile does that no link holds, that lost planes, that its neighbours contradict, whose seams are worse than
-    before, or that is brighter or darker than its neighbours.
+    A tile does that the images don't hold in all directions, that lost planes, that its neighbours contradict, whose
+    seams are worse than before, or that is brighter or darker than its neighbours.
     """
     tiles = [tile for tile in project.tiles if tile.name]
     number = {(tile.row, tile.column): i for i, tile in enumerate(tiles)}
@@ -216,8 +217,11 @@ def suspicious_tiles(project: Project, seams: Sequence[Seam]) -> dict[str, list[
         if distance > _FAR_PX:
             for one, other in ((first, second), (second, first)):
                 reasons[tiles[one].name].append(f"{distance:.1f} px from where {tiles[other].name} says it lies")
+    doubtful = {tile.name: what for tile, what in doubts(project)} if len(tiles) > 1 else {}
     for i, tile in enumerate(tiles):
-        if i not in held and len(tiles) > 1:
+        if tile.name in doubtful:
+            reasons[tile.name].append(doubtful[tile.name])
+        elif i not in held and len(tiles) > 1:
             reasons[tile.name].append("no overlap with texture: placed by the stage")
         lost = 0 if tile.planes is None else project.slices - sum(stop - start for start, stop in tile.planes)
         if lost:
