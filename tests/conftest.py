@@ -8,7 +8,7 @@ import pytest
 
 from cloudreg import cli
 from cloudreg.execution import Engine, progress
-from object_store import KEY, SECRET, S3Server
+from object_store import KEY, SECRET, GoogleServer, S3Server
 
 
 @pytest.fixture
@@ -68,6 +68,23 @@ def s3_server(tmp_path_factory):
     server = S3Server(tmp_path_factory.mktemp("s3"))
     yield server
     server.kill()
+
+
+@pytest.fixture(scope="session")
+def google_server(tmp_path_factory):
+    """A server like Google's store, killed at the end."""
+    server = GoogleServer(tmp_path_factory.mktemp("google"))
+    yield server
+    server.kill()
+
+
+@pytest.fixture
+def google(google_server, monkeypatch, tmp_path):
+    """The server as Google's own; nothing of the real user is looked at."""
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.delenv("GOOGLE_APPLICATION_CREDENTIALS", raising=False)
+    monkeypatch.setenv("TENSORSTORE_GCS_HTTP_URL", google_server.endpoint)
+    return google_server
 
 
 @pytest.fixture

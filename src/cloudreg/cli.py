@@ -423,6 +423,7 @@ def convert(
 def download(
     source: VolumeIn,
     out: VolumeOut,
+    voxel_size: VoxelSize = None,
     level: Level = None,
     resolution: NearResolution = None,
     region: Region = None,
@@ -439,6 +440,7 @@ def download(
             source,
             out,
             engine,
+            voxel_size_um=voxel_size,
             level=level,
             resolution_um=resolution,
             region=region,

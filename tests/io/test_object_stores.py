@@ -1,5 +1,6 @@
 """Volumes on a real S3 server: written, read, gone on with, and every way to be refused."""
 
+import functools
 import http.server
 import json
 import os
@@ -126,6 +127,11 @@ class TestCredentials:
         if profile != "default":
             monkeypatch.setenv("AWS_PROFILE", profile)
         np.testing.assert_array_equal(open_volume("s3://private/v.ome.zarr").read(), ARRAY)
+
+    def test_a_profile_that_is_not_there(self, monkeypatch):
+        monkeypatch.setenv("AWS_PROFILE", "labb")
+        with pytest.raises(InputError, match=r"expected a profile labb in .*config or .*credentials, got none"):
+            open_volume("s3://private/v.ome.zarr")
 
     @pytest.mark.parametrize("name", ["aws-secret.json", "private-aws-secret.json"])
     @pytest.mark.parametrize("folder", [".cloudvolume", ".cloudfiles"])
@@ -255,6 +261,37 @@ def test_a_bucket_in_another_region_is_said(s3, monkeypatch):
         monkeypatch.setenv("AWS_ENDPOINT_URL_S3", f"http://127.0.0.1:{server.server_port}")
         with pytest.raises(InputError, match=r"in another region .*expecting 'eu-central-1'.*: set AWS_REGION"):
             open_volume("s3://private/v")
+        server.shutdown()
+
+
+class _Secretive(http.server.SimpleHTTPRequestHandler):
+    """Answers as Amazon does to who may read files and not list them: what isn't there is forbidden."""
+
+    def send_error(self, code, *arguments):
+        super().send_error(403 if code == 404 else code, *arguments)
+
+    def end_headers(self):
+        self.send_header("ETag", '"1"')
+        super().end_headers()
+
+    def log_message(self, *args):
+        pass
+
+
+@pytest.mark.parametrize("address", ["s3://open", "{}/open"])
+def test_a_bucket_that_may_be_read_and_not_listed(s3, monkeypatch, tmp_path, address):
+    monkeypatch.setenv("AWS_NO_SIGN_REQUEST", "YES")
+    for form in ("{}/v.ome.zarr", "precomputed://{}/v"):
+        write_volume(form.format(tmp_path / "served" / "open"), ARRAY, GRID)
+    handler = functools.partial(_Secretive, directory=tmp_path / "served")
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        here = f"http://127.0.0.1:{server.server_port}"
+        monkeypatch.setenv("AWS_ENDPOINT_URL_S3", here)
+        for name in ("v.ome.zarr", "v"):
+            np.testing.assert_array_equal(open_volume(f"{address.format(here)}/{name}").read(), ARRAY)
+        with pytest.raises(InputError, match="access is denied"):
+            open_volume(f"{address.format(here)}/nothing")
         server.shutdown()
 
 

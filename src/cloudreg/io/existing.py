@@ -11,7 +11,7 @@ from cloudreg.io.adopt import adopt_volume
 from cloudreg.io.chunked import ChunkedSource
 from cloudreg.io.layout import KEY, Layout
 from cloudreg.io.levels import pyramid_grids
-from cloudreg.io.missing import require_all_chunks
+from cloudreg.io.missing import requiring_chunks
 from cloudreg.io.objects import is_remote, plain_address, read_json, read_jsons, remove_folder, write_json
 from cloudreg.io.opening import ROOTS, open_volume, unfinished
 from cloudreg.io.precomputed import PREFIX
@@ -53,7 +53,7 @@ def reopen_volume(path: str | os.PathLike[str], *, fill_missing: bool = False) -
     Parameters
     ----------
     fill_missing
-        Take chunks that are missing in another program's volume for zeros; see `require_all_chunks`.
+        Take chunks that are missing in another program's volume for zeros; see `requiring_chunks`.
 
     Raises
     ------
@@ -66,7 +66,7 @@ def reopen_volume(path: str | os.PathLike[str], *, fill_missing: bool = False) -
     found = None if root is None else read_json(folder, root)
     if found is None or KEY not in found.get("attributes", found):
         if not fill_missing:
-            require_all_chunks(volume, 0)
+            volume = requiring_chunks(volume, 0)
         return adopt_volume(volume)
     own = found.get("attributes", found)[KEY]
     whole = own.get("complete") is not False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,10 +26,11 @@ from cloudreg.io.tiff import TIFF_SUFFIXES, read_tiff, read_tiff_series
 from cloudreg.io.volume import Volume
 from cloudreg.space import Grid, parse_orientation
 
-_OTHERS = ("zarr://", "zarr2://", "zarr3://", "n5://")
-_PREFIXES = (PREFIX, *_OTHERS)
 _FILE_SUFFIXES = (*TIFF_SUFFIXES, ".nii", ".nii.gz", ".nrrd")
-ROOTS = ("info", "zarr.json", ".zarray", ".zattrs", ".zgroup", "attributes.json")
+_ZARR2, _ZARR3 = (".zarray", ".zattrs", ".zgroup"), ("zarr.json",)
+_FORMATS = {PREFIX: ("info",), "zarr://": _ZARR3 + _ZARR2, "n5://": ("attributes.json",)}
+_PREFIXES = _FORMATS | {"zarr2://": _ZARR2, "zarr3://": _ZARR3}
+ROOTS = tuple(itertools.chain(*_FORMATS.values()))
 """The files that say what a folder of chunks is."""
 _FILES = "a TIFF file or folder, NIfTI, NRRD, OME-Zarr, Zarr, N5 or precomputed volume"
 
@@ -118,19 +120,22 @@ def _open_file(file: Path, size_given: bool) -> Volume:
 
 
 def _open_chunked(address: str, text: str, size_given: bool, allow_incomplete: bool) -> Volume:
-    roots = read_jsons(address, ROOTS)
-    if "info" in roots and len(roots) > 1 and not text.startswith(_PREFIXES):
-        others = ", ".join(sorted(roots))
+    named = [prefix for prefix in _PREFIXES if text.startswith(prefix)]
+    roots = read_jsons(address, _PREFIXES[named[0]] if named else ROOTS)
+    if named and not roots:
+        require_bucket(address)
+        files = " or ".join(_PREFIXES[named[0]])
+        raise InputError(f"expected a volume with {files} at {text}, got none: check the path")
+    formats = [prefix for prefix, files in _FORMATS.items() if not roots.keys().isdisjoint(files)]
+    if len(formats) > 1:
         raise InputError(
-            f"expected one volume at {text}, got the metadata of two ({others}): say which, precomputed://… or zarr://…"
+            f"expected one volume at {text}, got the metadata of two ({', '.join(sorted(roots))}): say which, "
+            f"{' or '.join(f'{prefix}…' for prefix in formats)}"
         )
     info = roots.get("info")
-    if info is not None and not text.startswith(_OTHERS):
+    if info is not None:
         _require_complete(info, text, allow_incomplete)
         return read_precomputed(address, info)
-    if text.startswith(PREFIX):
-        require_bucket(address)
-        raise InputError(f"expected a precomputed volume with an info file at {text}, got none: check the path")
     node = roots.get("zarr.json")
     if node is not None and node.get("node_type") == "array":
         return read_zarr_array(address, "zarr3", node, size_given)
