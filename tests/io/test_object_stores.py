@@ -143,6 +143,15 @@ class TestCredentials:
         assert SECRET.encode() not in pickle.dumps(volume)
         np.testing.assert_array_equal(volume.read(), ARRAY)
 
+    def test_the_role_of_a_container(self, monkeypatch):
+        keys = {"AccessKeyId": KEY, "SecretAccessKey": SECRET, "Token": "", "Expiration": "2099-01-01T00:00:00Z"}
+        handler = _answering(200, json.dumps(keys), Content_Type="application/json")
+        with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+            threading.Thread(target=server.serve_forever, daemon=True).start()
+            monkeypatch.setenv("AWS_CONTAINER_CREDENTIALS_FULL_URI", f"http://127.0.0.1:{server.server_port}/role")
+            np.testing.assert_array_equal(open_volume("s3://private/v.ome.zarr").read(), ARRAY)
+            server.shutdown()
+
     def test_secrets_that_are_none(self):
         (self.home / ".cloudvolume" / "secrets").mkdir(parents=True)
         (self.home / ".cloudvolume" / "secrets" / "aws-secret.json").write_text('{"key": 3}')
@@ -238,29 +247,49 @@ def test_from_tiff_to_a_bucket_and_back_is_bit_exact(s3, place, form, tmp_path, 
     np.testing.assert_array_equal(open_volume(tmp_path / "back").read(), ARRAY)
 
 
-class _OtherRegion(http.server.BaseHTTPRequestHandler):
-    """Answers as Amazon does to who signs for the wrong region."""
+def _answering(status, text, **headers):
+    """Return a handler that gives every request the same answer."""
 
-    def do_GET(self):
-        text = (
-            b"<Error><Code>AuthorizationHeaderMalformed</Code><Message>The authorization header is malformed; region "
-            b"'us-east-1' is wrong; expecting 'eu-central-1'</Message><Region>eu-central-1</Region></Error>"
-        )
-        self.send_response(400)
-        self.send_header("Content-Length", str(len(text)))
-        self.end_headers()
-        self.wfile.write(text)
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(status)
+            for name, value in {"Content-Length": str(len(text)), **headers}.items():
+                self.send_header(name.replace("_", "-"), value)
+            self.end_headers()
+            self.wfile.write(text.encode() if self.command != "HEAD" else b"")
 
-    def log_message(self, *args):
-        pass
+        do_HEAD = do_PUT = do_GET
+
+        def log_message(self, *args):
+            pass
+
+    return Handler
 
 
-def test_a_bucket_in_another_region_is_said(s3, monkeypatch):
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), _OtherRegion) as server:
+# As Amazon answers to who signs for the wrong region, and to who asks the wrong one for a bucket.
+SIGNED_WRONG = (
+    "<Error><Code>AuthorizationHeaderMalformed</Code><Message>The authorization header is malformed; region 'us-east-1'"
+    " is wrong; expecting 'eu-central-1'</Message><Region>eu-central-1</Region></Error>"
+)
+ELSEWHERE = (
+    "<Error><Code>PermanentRedirect</Code><Message>The bucket you are attempting to access must be addressed using the "
+    "specified endpoint.</Message><Endpoint>private.s3.eu-central-1.amazonaws.com</Endpoint></Error>"
+)
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        (_answering(400, SIGNED_WRONG), "expecting 'eu-central-1'"),
+        (_answering(301, ELSEWHERE, x_amz_bucket_region="eu-central-1"), "addressed using the specified endpoint"),
+    ],
+)
+def test_a_bucket_in_another_region_is_said(s3, monkeypatch, refused, answer, said):
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), answer) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         monkeypatch.setenv("AWS_ENDPOINT_URL_S3", f"http://127.0.0.1:{server.server_port}")
-        with pytest.raises(InputError, match=r"in another region .*expecting 'eu-central-1'.*: set AWS_REGION"):
-            open_volume("s3://private/v")
+        line = refused("info", "s3://private/v")
+        assert "the bucket is in another region" in line and said in line and line.endswith("set AWS_REGION")
         server.shutdown()
 
 

@@ -64,3 +64,18 @@ def test_a_file_in_the_place_of_a_folder_is_named(refused, tmp_path, place):
     line = refused("convert", tmp_path / "v.nrrd", place.format(tmp_path / "file"))
     assert f"expected a folder at {tmp_path}/file" in line and "got a file" in line
     assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "v.nrrd"]
+
+
+@pytest.mark.parametrize("name", ["v.ome.zarr", "v.tif", "v.nrrd", "v.nii.gz"])
+def test_a_volume_that_may_not_be_read_is_named(refused, tmp_path, name):
+    write_volume(tmp_path / name, ARRAY, GRID)
+    (tmp_path / name).chmod(0)
+    if os.geteuid() == 0:
+        os.setreuid(65534, -1)  # root may read everything; it is asked as whom the program was started
+    try:
+        assert f"{name}: you have no right to" in refused("convert", tmp_path / name, tmp_path / "w.tif")
+    finally:
+        if os.geteuid() == 0:
+            os.setreuid(0, -1)
+        (tmp_path / name).chmod(0o700)
+    assert [p.name for p in tmp_path.iterdir()] == [name]

@@ -150,6 +150,8 @@ def test_a_volume_without_a_voxel_size_is_fetched_with_the_one_given(tmp_path, c
         (["--region", "0:9,0:9"], "a region is Z0:Z1"),
         (["--region", "0:9,0:9,160:171"], "expected a region within"),
         (["--region", "0:9,5:5,1:2"], "expected a region within"),
+        (["--resolution", 0], "expected a voxel size in micrometres above 0"),
+        (["--resolution", -4], "expected a voxel size in micrometres above 0"),
         (["--level", 1, "--resolution", 3], "expected --level or --resolution, got both"),
     ],
 )

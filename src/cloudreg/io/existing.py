@@ -10,6 +10,7 @@ from cloudreg.errors import InputError
 from cloudreg.io.adopt import adopt_volume
 from cloudreg.io.chunked import ChunkedSource
 from cloudreg.io.layout import KEY, Layout
+from cloudreg.io.lengths import VoxelSizeUnknownError
 from cloudreg.io.levels import pyramid_grids
 from cloudreg.io.missing import requiring_chunks
 from cloudreg.io.objects import is_remote, plain_address, read_json, read_jsons, remove_folder, write_json
@@ -60,7 +61,12 @@ def reopen_volume(path: str | os.PathLike[str], *, fill_missing: bool = False) -
     InputError
         If the path holds no precomputed or OME-Zarr volume, or one whose finest level is not all there.
     """
-    volume = open_volume(path, allow_incomplete=True)
+    try:
+        volume = open_volume(path, allow_incomplete=True)
+    except VoxelSizeUnknownError:
+        volume = open_volume(path, voxel_size_um=(1.0, 1.0, 1.0))
+        if volume.format in ROOT:
+            raise
     folder = volume.path.removeprefix(PREFIX)
     root = ROOT.get(volume.format)
     found = None if root is None else read_json(folder, root)

@@ -92,6 +92,8 @@ def _open(text: str, size_given: bool, allow_incomplete: bool) -> Volume:
         file = Path(address)
         if not file.exists():
             raise InputError(f"expected {_FILES} at {text}, got nothing: check the path")
+        if not os.access(file, os.R_OK | (os.X_OK if file.is_dir() else 0)):
+            raise InputError(f"could not read {text}: you have no right to: ask whoever owns it")
         if file.is_file():
             return _open_file(file, size_given)
         if not any(file.iterdir()):
