@@ -246,7 +246,7 @@ def test_half_a_copy_is_refused_wherever_it_lies(place, name, folder, tmp_path, 
             client.put_object(Bucket="private", Key=key, Body=content, **more)
 
 
-@pytest.mark.parametrize("name", ["large.tif", "raw_sharded", "ome_sharded.zarr"])
+@pytest.mark.parametrize("name", ["raw_sharded", "ome_sharded.zarr"])
 def test_a_web_server_that_gives_no_parts_of_files_is_named(folder, tmp_path, name):
     for sample in ("raw_sharded", "ome_sharded.zarr", "raw"):
         (tmp_path / sample).symlink_to(folder / sample)
@@ -258,4 +258,8 @@ def test_a_web_server_that_gives_no_parts_of_files_is_named(folder, tmp_path, na
         with pytest.raises(InputError, match="gives files as a whole only, and parts are needed: copy it here"):
             open_volume(f"{address}/{name}", voxel_size_um=SIZE).read()
         np.testing.assert_array_equal(open_volume(f"{address}/raw").read(), ARRAY)
+        # A TIFF is fetched as a whole then.
+        large = open_volume(f"{address}/large.tif", voxel_size_um=SIZE)
+        assert large.path == f"{address}/large.tif"
+        np.testing.assert_array_equal(large.read(), np.tile(ARRAY, (9, 1, 1)))
         server.shutdown()

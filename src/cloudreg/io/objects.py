@@ -19,6 +19,11 @@ from cloudreg.io.credentials import S3Access, set_google_credentials
 
 Json = dict[str, Any]
 
+
+class WholeFilesOnlyError(InputError):
+    """A web server that knows no ranges of bytes was asked for a part of a file."""
+
+
 _REMOTE = ("s3://", "gs://", "http://", "https://", "memory://")
 
 
@@ -224,8 +229,13 @@ def explained(error: ValueError, path: str, doing: str) -> InputError | StoreUnr
             )
         return InputError(f"could not {doing} {where} {who}: access is denied")
     if "byte range" in text and "ignored by server" in text:
-        return InputError(
+        return WholeFilesOnlyError(
             f"could not {doing} {where}: this server gives files as a whole only, and parts are needed: copy it here"
+        )
+    if "SSL" in text and "certificate" in text:
+        return InputError(
+            f"could not {doing} {where}: its certificate is not trusted ({words}): name the file of who vouches for it "
+            "in TENSORSTORE_CA_BUNDLE"
         )
     if doing.startswith("read box") and "is missing" in text:
         return InputError(

@@ -17,7 +17,7 @@ from cloudreg.io.layout import KEY
 from cloudreg.io.lengths import checked_voxel_size
 from cloudreg.io.nifti import read_nifti
 from cloudreg.io.nrrd import read_nrrd
-from cloudreg.io.objects import is_remote, plain_address, read_jsons, require_bucket
+from cloudreg.io.objects import WholeFilesOnlyError, is_remote, plain_address, read_jsons, require_bucket
 from cloudreg.io.ome_zarr import read_ome_zarr
 from cloudreg.io.plain_arrays import read_n5, read_zarr_array
 from cloudreg.io.precomputed import PREFIX, read_precomputed
@@ -102,9 +102,11 @@ def _open(text: str, size_given: bool, allow_incomplete: bool) -> Volume:
 
 
 def _open_remote_tiff(file: RemotePath, size_given: bool) -> Volume:
-    """Describe a TIFF that is read where it lies, in parts."""
+    """Describe a TIFF that is read where it lies, in parts, if the server can give these."""
     try:
         return read_tiff(file, ignore_scale=size_given)
+    except WholeFilesOnlyError:
+        return dataclasses.replace(read_tiff(fetched_file(str(file)), ignore_scale=size_given), path=str(file))
     except FileNotFoundError as error:
         require_bucket(str(file.parent))
         raise InputError(f"expected a file at {file}, got nothing: check the address") from error
