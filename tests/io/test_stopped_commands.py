@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from cloudreg import commands
-from cloudreg.errors import VerificationError
+from cloudreg.errors import InputError, VerificationError
 from cloudreg.execution import Engine, Ledger
 from cloudreg.io import create_volume, open_volume, write_volume
 from cloudreg.io.objects import read_json
@@ -37,7 +37,12 @@ def sources(tmp_path):
 
 
 def run(source, out, *, stop_at=None, **options):
-    """Convert as the command line does; as if killed at the block of this number, or from the block that it names."""
+    """Convert as the command line does, to the end or until so many boxes were read; return how many were."""
+    return counting(lambda engine: commands.convert(str(source), out, engine, **options), stop_at)
+
+
+def counting(command, stop_at=None):
+    """Run a command, to the end or until so many boxes were read; return how many were."""
     count = 0
     read = Volume.read
 
@@ -51,10 +56,10 @@ def run(source, out, *, stop_at=None, **options):
     with pytest.MonkeyPatch.context() as patch, Engine(workers=1, memory="64MB") as engine:
         patch.setattr(Volume, "read", counted)
         if stop_at is None:
-            commands.convert(str(source), out, engine, **options)
+            command(engine)
         else:
             with pytest.raises(KeyboardInterrupt):
-                commands.convert(str(source), out, engine, **options)
+                command(engine)
     return count
 
 
@@ -133,6 +138,25 @@ def test_what_reads_back_wrong_never_counts_as_finished_and_is_written_again(tmp
         assert root.get("attributes", root)["cloudreg"]["complete"] is False
     run(sources[0], out, verify=True)
     np.testing.assert_array_equal(open_volume(out).read(), ONE)
+
+
+@pytest.mark.parametrize("place", PLACES[:2])
+def test_levels_are_gone_on_with(tmp_path, monkeypatch, place):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    for name in ("stopped", "whole"):
+        write_volume(place.format(tmp_path / name), ONE, GRID, levels=1)
+    out, expected = (place.format(tmp_path / name) for name in ("stopped", "whole"))
+    whole = counting(lambda engine: commands.pyramid(expected, engine))
+    counting(lambda engine: commands.pyramid(out, engine), stop_at=1)
+    with pytest.raises(InputError, match="expected a finished volume"):
+        open_volume(out)
+    assert counting(lambda engine: commands.pyramid(out, engine)) == whole - 1
+    one, other = (
+        {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+        for folder in (tmp_path / "stopped", tmp_path / "whole")
+    )
+    assert one == other and len(open_volume(out).levels) == 3
+    assert not list((tmp_path / "cache").rglob("*.ledger"))
 
 
 def test_a_ledger_says_nothing_of_a_volume_that_is_gone(tmp_path):
