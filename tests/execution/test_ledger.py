@@ -35,12 +35,18 @@ def test_threads_do_not_mix_lines(tmp_path):
     assert len(Ledger(tmp_path / "done")) == 80
 
 
-def test_what_another_job_has_done_is_forgotten_at_once(tmp_path):
+@pytest.mark.parametrize(
+    "begin", [lambda ledger: ledger.clear(), lambda ledger: ledger.mark("b")], ids=["clear", "mark"]
+)
+def test_what_another_job_has_done_is_forgotten_when_this_one_begins(tmp_path, begin):
     path = tmp_path / "done"
     Ledger(path, job="one").mark("a")
-    assert "a" in Ledger(path, job="one")
-    assert len(Ledger(path, job="other")) == 0
+    other = Ledger(path, job="other")
+    assert len(other) == 0
+    assert "a" in Ledger(path, job="one"), "the other job has not begun"
+    getattr(other, begin)(*(["b"] if begin == "mark" else []))
     assert len(Ledger(path, job="one")) == 0, "the other job may have written over it since"
+    assert "a" not in Ledger(path, job="other")
 
 
 def test_a_first_line_cut_short_by_a_kill_is_of_no_job(tmp_path):

@@ -84,6 +84,15 @@ def test_commands_that_were_stopped_in_turns_do_not_mix(tmp_path, sources, place
     assert not list((tmp_path / "out").glob(".*"))
 
 
+def test_a_command_that_is_refused_takes_nothing_from_the_one_that_was_stopped(tmp_path, sources):
+    out = f"{tmp_path}/out/v.ome.zarr"
+    whole = run(sources[0], f"{tmp_path}/whole/v.ome.zarr")
+    run(sources[0], out, stop_at=3)
+    with Engine(workers=1, memory="64MB") as engine, pytest.raises(InputError, match="got another one"):
+        commands.convert(str(sources[0]), out, engine, dtype="uint8")
+    assert run(sources[0], out) == whole - 3
+
+
 @pytest.mark.parametrize("place", ["{}/v.tif", "{}/planes"])
 def test_another_type_is_not_written_into_the_files_of_the_first(tmp_path, sources, place):
     out = place.format(tmp_path / "out")

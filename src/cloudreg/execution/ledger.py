@@ -19,8 +19,8 @@ class Ledger:
     path
         Text file; made with its folder at the first mark.
     job
-        Whose blocks they are, in one line. What another job has noted at the path is forgotten at once: this one may
-        write over its blocks from now on.
+        Whose blocks they are, in one line. What another job has noted at the path doesn't count, and goes with the
+        first `mark` or `clear`: call one of them before writing over its blocks.
     """
 
     def __init__(self, path: str | Path, *, job: str = "") -> None:
@@ -28,8 +28,8 @@ class Ledger:
         self._lock = threading.Lock()
         self._title = f"job {job}\n" if job else ""
         text = self.path.read_text() if self.path.exists() else ""
-        if text and not text.startswith(self._title):
-            self.path.unlink()
+        self._of_another = bool(text) and not text.startswith(self._title)
+        if self._of_another:
             text = ""
         whole, _, torn = text.removeprefix(self._title).rpartition("\n")
         self._done = set(whole.split("\n")) - {""}
@@ -52,7 +52,7 @@ class Ledger:
         with self._lock:
             try:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
-                with self.path.open("a") as file:
+                with self.path.open("w" if self._of_another else "a") as file:
                     start = "\n" if self._torn else self._title if file.tell() == 0 else ""
                     file.write(f"{start}{name}\n")
                     file.flush()
@@ -62,11 +62,11 @@ class Ledger:
                     f"could not note in {self.path} what is done ({error.strerror}): make room or get the right to "
                     "write there, and run the same command again"
                 ) from error
-            self._torn = False
+            self._torn = self._of_another = False
             self._done.add(name)
 
     def clear(self) -> None:
         """Forget all blocks: what they made is gone."""
         with self._lock:
             self.path.unlink(missing_ok=True)
-            self._done, self._torn = set(), False
+            self._done, self._torn, self._of_another = set(), False, False

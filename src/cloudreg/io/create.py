@@ -91,15 +91,18 @@ def create_volume(
         if not is_remote(layout.path):
             require_free_space(layout.path, layout.bytes, f"volume {layout.path}")
         if ledger is not None:
-            ledger.clear()
+            ledger.clear()  # of a volume that is gone
         if not write_new_json(layout.path, root, metadata):
             raise _occupied(layout, "one that another program began at this moment")
     elif found != metadata:
         raise _occupied(layout, "a finished volume" if found == metadata_of(layout, complete=True) else "another one")
     try:
-        return opened_writer(layout, is_new=found is None)
+        writer = opened_writer(layout, is_new=found is None)
     except AnotherArrayError as error:  # the levels' arrays know their types and chunks, which the group does not
         raise _occupied(layout, "another one") from error
+    if ledger is not None and not len(ledger):
+        ledger.clear()  # of another job, whose blocks will be written over
+    return writer
 
 
 def planned_layout(
