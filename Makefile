@@ -7,7 +7,7 @@ BIN    := $(VENV)/bin
 EXTRAS ?= test
 READY  := $(VENV)/.installed
 # Two files of tests at a time; what the tests of a file share is made once.
-PYTEST := $(BIN)/pytest -n 2 --dist loadfile
+PYTEST := $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 .PHONY: demo test test-all lint format clean
 .DELETE_ON_ERROR:

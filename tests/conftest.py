@@ -11,6 +11,14 @@ from cloudreg.execution import Engine, progress
 from object_store import KEY, SECRET, GoogleServer, S3Server
 
 
+_LONG = ("test_gpu.py", "test_fit.py", "test_pipeline.py", "test_cli.py", "test_transfer.py", "test_clusters.py")
+"""Files that take minutes. They begin first, so that at the end no process waits long for the others."""
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: item.path.name not in _LONG)
+
+
 @pytest.fixture
 def test_data() -> Path:
     """The folder of real volumes; skips where it is absent."""
