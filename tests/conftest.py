@@ -10,7 +10,6 @@ from cloudreg import cli
 from cloudreg.execution import Engine, progress
 from object_store import KEY, SECRET, GoogleServer, S3Server
 
-
 _LONG = ("test_gpu.py", "test_fit.py", "test_pipeline.py", "test_cli.py", "test_transfer.py", "test_clusters.py")
 """Files that take minutes. They begin first, so that at the end no process waits long for the others."""
 
