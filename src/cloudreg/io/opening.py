@@ -138,8 +138,9 @@ def _open_chunked(address: str, text: str, size_given: bool, allow_incomplete: b
         )
     info = roots.get("info")
     if info is not None:
-        _require_complete(info, text, allow_incomplete)
-        return read_precomputed(address, info)
+        notes = _completeness(info, text, allow_incomplete)
+        volume = read_precomputed(address, info)
+        return dataclasses.replace(volume, notes=volume.notes + notes)
     node = roots.get("zarr.json")
     if node is not None and node.get("node_type") == "array":
         return read_zarr_array(address, "zarr3", node, size_given)
@@ -170,8 +171,9 @@ def _open_group(
     address: str, driver: str, attributes: dict[str, object], size_given: bool, allow_incomplete: bool
 ) -> Volume:
     if attributes.get("multiscales"):
-        _require_complete(attributes, address, allow_incomplete)
-        return read_ome_zarr(address, attributes, driver, ignore_scale=size_given)
+        notes = _completeness(attributes, address, allow_incomplete)
+        volume = read_ome_zarr(address, attributes, driver, ignore_scale=size_given)
+        return dataclasses.replace(volume, notes=volume.notes + notes)
     if "bioformats2raw.layout" in attributes:
         return _open_chunked(f"{address}/0", f"{address}/0", size_given, allow_incomplete)
     raise InputError(
@@ -179,10 +181,14 @@ def _open_group(
     )
 
 
-def _require_complete(metadata: dict[str, object], path: str, allow_incomplete: bool) -> None:
+def _completeness(metadata: dict[str, object], path: str, allow_incomplete: bool) -> tuple[str, ...]:
+    """Return what is to be said of an unfinished volume, if it may be opened."""
     own = metadata.get(KEY)
-    if isinstance(own, dict) and own.get("complete") is False and not allow_incomplete:
+    if not isinstance(own, dict) or own.get("complete") is not False:
+        return ()
+    if not allow_incomplete:
         raise unfinished(path)
+    return ("not finished: run the command that makes it again",)
 
 
 def unfinished(path: str) -> InputError:
