@@ -10,7 +10,8 @@ from cloudreg import cli
 from cloudreg.execution import Engine, progress
 from object_store import KEY, SECRET, GoogleServer, S3Server
 
-_LONG = ("test_gpu.py", "test_fit.py", "test_pipeline.py", "test_cli.py", "test_transfer.py", "test_clusters.py")
+_LONG = {"test_clusters.py", "test_pipeline.py", "test_fit.py", "test_register.py", "test_cli.py", "test_estimate.py"}
+_LONG |= {"test_gpu.py", "test_transfer.py", "test_whole_run.py"}
 """Files that take minutes. They begin first, so that at the end no process waits long for the others."""
 
 
