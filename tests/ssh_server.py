@@ -6,13 +6,14 @@ import os
 import shutil
 import signal
 import socket
-import subprocess
 import threading
 import time
 from pathlib import Path
 
 import asyncssh
 import pytest
+
+from processes import start_server
 
 KEY_TYPES = {"ed25519": "ssh-ed25519", "rsa": "ssh-rsa", "ecdsa": "ecdsa-sha2-nistp256"}
 
@@ -146,7 +147,7 @@ class OpenSsh:
             f"AuthorizedKeysFile {allowed}\nStrictModes no\nUsePAM no\nPermitRootLogin yes\n"
         )
         self.log = folder / "log"
-        self.process = subprocess.Popen([program, "-D", "-f", str(folder / "config"), "-E", str(self.log)])
+        self.process = start_server([program, "-D", "-f", str(folder / "config"), "-E", str(self.log)])
         for _ in range(100):
             with socket.socket() as probe:
                 if probe.connect_ex(("127.0.0.1", self.port)) == 0:

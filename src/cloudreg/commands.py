@@ -153,8 +153,8 @@ def fuse(
     placed = read_project(project)
     source = raw or acquisition_of(project, placed)
     acquisition = open_acquisition(source, voxel_size_um=placed.voxel_size_um, strict=strict)
-    what = [acquisition.fingerprint((channel,)), content_fingerprint(project, shading), settings.model_dump_json(), out]
-    ledger = Ledger(_ledger_path(out, _digest(what)))
+    what = [acquisition.fingerprint((channel,)), content_fingerprint(project, shading), settings.model_dump_json()]
+    ledger = Ledger(_ledger_path(out), job=_digest(what))
     pipeline.fuse_tiles(acquisition, channel, project, shading, out, settings, engine, ledger)
     ledger.clear()
     say_damage()
@@ -189,8 +189,8 @@ def convert(
         return
     stored = Path(volume.path.removeprefix("precomputed://"))
     age = stored.stat().st_mtime_ns if stored.exists() else 0
-    what = [volume.path, age, volume.dtype.name, str(volume.grid.to_dict()), level, region, dtype, sharded, out]
-    ledger = Ledger(_ledger_path(out, _digest(what)))
+    what = [volume.path, age, volume.dtype.name, str(volume.grid.to_dict()), level, region, dtype, sharded]
+    ledger = Ledger(_ledger_path(out), job=_digest(what))
     convert_volume(
         volume,
         out,
@@ -437,12 +437,12 @@ def _print_rows(rows: dict[str, str]) -> None:
         print(f"{name:<{width}}{value}")
 
 
-def _ledger_path(out: str, key: str) -> Path:
+def _ledger_path(out: str) -> Path:
     """Return where to remember what is done of a volume: beside it, or on this machine for one that is elsewhere."""
-    place = out.removeprefix("precomputed://").removeprefix("file://").rstrip("/")
+    place = plain_address(out.removeprefix("precomputed://"))
     if is_remote(place):
-        return _cache() / f"{key}.ledger"
-    return Path(place).with_name(f".{Path(place).name}.{key}.ledger")
+        return _cache() / f"{_digest([place])}.ledger"
+    return Path(place).with_name(f".{Path(place).name}.ledger")
 
 
 def _cache() -> Path:

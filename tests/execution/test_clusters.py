@@ -111,8 +111,44 @@ def test_blocks_run_on_the_workers_and_not_here(cluster):
     assert len(pids) == 2 and os.getpid() not in pids
 
 
+def test_the_check_compares_versions_and_paths(cluster, tmp_path):
+    from distributed import Client
+
+    with Client(cluster.scheduler_address, set_as_default=False) as client:
+        client.wait_for_workers(2, timeout=120)
+        rows = check_cluster(client, [str(tmp_path)])
+        assert rows["workers"] == "2 on 1 machine(s)" and rows["threads"] == "2" and rows["memory"] == "2 GB"
+        assert f"numpy {np.__version__}" in rows["versions"] and rows[str(tmp_path)] == "seen by all"
+        with pytest.raises(InputError, match=r"does not see /nowhere .*all machines share"):
+            check_cluster(client, ["/nowhere"])
+        client.run(pretend_numpy_is_older)
+        try:
+            with pytest.raises(InputError, match=r"worker tcp://.* has numpy 1\.0, here it is .*same environment"):
+                check_cluster(client)
+        finally:
+            client.run(stop_pretending)
+
+
+def pretend_numpy_is_older():
+    import importlib.metadata
+
+    real = importlib.metadata.version
+
+    def pretended(name):
+        return "1.0" if name == "numpy" else real(name)
+
+    pretended.real = real
+    importlib.metadata.version = pretended
+
+
+def stop_pretending():
+    import importlib.metadata
+
+    importlib.metadata.version = importlib.metadata.version.real
+
+
 class Deadly:
-    """Kills its worker at one item: the first time, or always."""
+    """Kills its worker at one item: the first time, or always. The tests above want both workers."""
 
     def __init__(self, marker, always):
         self.marker, self.always = marker, always
@@ -182,42 +218,6 @@ def test_a_cluster_that_goes_away_is_one_line_and_what_is_done_is_kept(tmp_path,
             with pytest.raises(ServerUnreachableError, match="connection to the Dask cluster is lost"):
                 engine.run(lambda x: time.sleep(5), range(3, 6), label="second", ledger=ledger)
     assert len(ledger) == 3
-
-
-def test_the_check_compares_versions_and_paths(cluster, tmp_path):
-    from distributed import Client
-
-    with Client(cluster.scheduler_address, set_as_default=False) as client:
-        client.wait_for_workers(2)  # those that died in other tests are made anew
-        rows = check_cluster(client, [str(tmp_path)])
-        assert rows["workers"] == "2 on 1 machine(s)" and rows["threads"] == "2" and rows["memory"] == "2 GB"
-        assert f"numpy {np.__version__}" in rows["versions"] and rows[str(tmp_path)] == "seen by all"
-        with pytest.raises(InputError, match=r"does not see /nowhere .*all machines share"):
-            check_cluster(client, ["/nowhere"])
-        client.run(pretend_numpy_is_older)
-        try:
-            with pytest.raises(InputError, match=r"worker tcp://.* has numpy 1\.0, here it is .*same environment"):
-                check_cluster(client)
-        finally:
-            client.run(stop_pretending)
-
-
-def pretend_numpy_is_older():
-    import importlib.metadata
-
-    real = importlib.metadata.version
-
-    def pretended(name):
-        return "1.0" if name == "numpy" else real(name)
-
-    pretended.real = real
-    importlib.metadata.version = pretended
-
-
-def stop_pretending():
-    import importlib.metadata
-
-    importlib.metadata.version = importlib.metadata.version.real
 
 
 def test_the_commands_start_and_check_a_cluster(slurm, monkeypatch, capsys):

@@ -2,6 +2,9 @@
 
 import threading
 
+import pytest
+
+from cloudreg.errors import InputError
 from cloudreg.execution import Ledger
 
 
@@ -30,3 +33,31 @@ def test_threads_do_not_mix_lines(tmp_path):
     for thread in threads:
         thread.join()
     assert len(Ledger(tmp_path / "done")) == 80
+
+
+@pytest.mark.parametrize("begin", ["clear", "mark"])
+def test_what_another_job_has_done_is_forgotten_when_this_one_begins(tmp_path, begin):
+    path = tmp_path / "done"
+    Ledger(path, job="one").mark("a")
+    other = Ledger(path, job="other")
+    assert len(other) == 0
+    assert "a" in Ledger(path, job="one"), "the other job has not begun"
+    getattr(other, begin)(*(["b"] if begin == "mark" else []))
+    assert len(Ledger(path, job="one")) == 0, "the other job may have written over it since"
+    assert "a" not in Ledger(path, job="other")
+
+
+def test_a_first_line_cut_short_by_a_kill_is_of_no_job(tmp_path):
+    path = tmp_path / "done"
+    path.write_text("job on")
+    ledger = Ledger(path, job="one")
+    ledger.mark("a")
+    ledger.mark("b")
+    again = Ledger(path, job="one")
+    assert len(again) == 2 and "a" in again and "b" in again
+
+
+def test_a_place_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(InputError, match=r"could not note in .*file/done what is done \(File exists\): make room or"):
+        Ledger(tmp_path / "file" / "done").mark("a")

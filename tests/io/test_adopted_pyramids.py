@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import tensorstore
+import tifffile
 import zarr
 
 from cloudreg.errors import InputError
@@ -133,3 +134,10 @@ def test_ours_keeps_its_shards(tmp_path, engine, form):
     volume = open_volume(form.format(tmp_path))
     assert len(volume.levels) == 3 and all(array.is_sharded for array in volume.source.arrays)
     np.testing.assert_array_equal(volume.read(level=1), downsample(ARRAY, (1, 2, 2)))
+
+
+def test_planes_get_no_levels_where_they_are(tmp_path, refused):
+    for z in range(3):
+        tifffile.imwrite(tmp_path / f"p{z}.tif", ARRAY[z])
+    assert "expected an OME-Zarr or precomputed volume, got tiff-series" in refused("pyramid", tmp_path)
+    assert len(list(tmp_path.iterdir())) == 3

@@ -233,7 +233,7 @@ def test_precomputed_of_others(tmp_path, sharded):
 
 
 def test_precomputed_that_is_no_volume(tmp_path):
-    with pytest.raises(InputError, match="with an info file"):
+    with pytest.raises(InputError, match="expected a volume with info at"):
         (tmp_path / "a").mkdir()
         (tmp_path / "a" / "x").write_text("")
         open_volume(f"precomputed://{tmp_path}/a")

@@ -12,7 +12,7 @@ import pytest
 
 from cloudreg.errors import InputError
 from cloudreg.execution import Ledger
-from cloudreg.io import build_pyramid, convert, create_volume, open_volume, remove_volume, write_volume
+from cloudreg.io import build_pyramid, convert, create_volume, describe, open_volume, remove_volume, write_volume
 from cloudreg.space import Box, Grid, split
 
 GRID = Grid.from_spacing((70, 40, 50), (2, 2, 2), (1, 2, 3))
@@ -27,7 +27,9 @@ def test_an_unfinished_volume_does_not_open_unless_asked_for(tmp_path, form):
     with pytest.raises(InputError, match=r"expected a finished volume, got .*v.*whose writing was not"):
         open_volume(path)
     assert open_volume(path, allow_incomplete=True).grid == GRID
+    assert describe(path)["note"].startswith("not finished")
     writer.complete()
+    assert "note" not in describe(path)
     assert open_volume(path).grid == GRID
 
 

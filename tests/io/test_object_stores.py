@@ -1,5 +1,6 @@
 """Volumes on a real S3 server: written, read, gone on with, and every way to be refused."""
 
+import functools
 import http.server
 import json
 import os
@@ -127,6 +128,11 @@ class TestCredentials:
             monkeypatch.setenv("AWS_PROFILE", profile)
         np.testing.assert_array_equal(open_volume("s3://private/v.ome.zarr").read(), ARRAY)
 
+    def test_a_profile_that_is_not_there(self, monkeypatch):
+        monkeypatch.setenv("AWS_PROFILE", "labb")
+        with pytest.raises(InputError, match=r"expected a profile labb in .*config or .*credentials, got none"):
+            open_volume("s3://private/v.ome.zarr")
+
     @pytest.mark.parametrize("name", ["aws-secret.json", "private-aws-secret.json"])
     @pytest.mark.parametrize("folder", [".cloudvolume", ".cloudfiles"])
     def test_secrets_of_cloud_volume(self, folder, name):
@@ -136,6 +142,15 @@ class TestCredentials:
         volume = open_volume("s3://private/v.ome.zarr")
         assert SECRET.encode() not in pickle.dumps(volume)
         np.testing.assert_array_equal(volume.read(), ARRAY)
+
+    def test_the_role_of_a_container(self, monkeypatch):
+        keys = {"AccessKeyId": KEY, "SecretAccessKey": SECRET, "Token": "", "Expiration": "2099-01-01T00:00:00Z"}
+        handler = _answering(200, json.dumps(keys), Content_Type="application/json")
+        with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+            threading.Thread(target=server.serve_forever, daemon=True).start()
+            monkeypatch.setenv("AWS_CONTAINER_CREDENTIALS_FULL_URI", f"http://127.0.0.1:{server.server_port}/role")
+            np.testing.assert_array_equal(open_volume("s3://private/v.ome.zarr").read(), ARRAY)
+            server.shutdown()
 
     def test_secrets_that_are_none(self):
         (self.home / ".cloudvolume" / "secrets").mkdir(parents=True)
@@ -232,29 +247,80 @@ def test_from_tiff_to_a_bucket_and_back_is_bit_exact(s3, place, form, tmp_path, 
     np.testing.assert_array_equal(open_volume(tmp_path / "back").read(), ARRAY)
 
 
-class _OtherRegion(http.server.BaseHTTPRequestHandler):
-    """Answers as Amazon does to who signs for the wrong region."""
+def _answering(status, text, **headers):
+    """Return a handler that gives every request the same answer."""
 
-    def do_GET(self):
-        text = (
-            b"<Error><Code>AuthorizationHeaderMalformed</Code><Message>The authorization header is malformed; region "
-            b"'us-east-1' is wrong; expecting 'eu-central-1'</Message><Region>eu-central-1</Region></Error>"
-        )
-        self.send_response(400)
-        self.send_header("Content-Length", str(len(text)))
-        self.end_headers()
-        self.wfile.write(text)
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(status)
+            for name, value in {"Content-Length": str(len(text)), **headers}.items():
+                self.send_header(name.replace("_", "-"), value)
+            self.end_headers()
+            self.wfile.write(text.encode() if self.command != "HEAD" else b"")
+
+        do_HEAD = do_PUT = do_GET
+
+        def log_message(self, *args):
+            pass
+
+    return Handler
+
+
+# As Amazon answers to who signs for the wrong region, and to who asks the wrong one for a bucket.
+SIGNED_WRONG = (
+    "<Error><Code>AuthorizationHeaderMalformed</Code><Message>The authorization header is malformed; region 'us-east-1'"
+    " is wrong; expecting 'eu-central-1'</Message><Region>eu-central-1</Region></Error>"
+)
+ELSEWHERE = (
+    "<Error><Code>PermanentRedirect</Code><Message>The bucket you are attempting to access must be addressed using the "
+    "specified endpoint.</Message><Endpoint>private.s3.eu-central-1.amazonaws.com</Endpoint></Error>"
+)
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        (_answering(400, SIGNED_WRONG), "expecting 'eu-central-1'"),
+        (_answering(301, ELSEWHERE, x_amz_bucket_region="eu-central-1"), "addressed using the specified endpoint"),
+    ],
+)
+def test_a_bucket_in_another_region_is_said(s3, monkeypatch, refused, answer, said):
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), answer) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setenv("AWS_ENDPOINT_URL_S3", f"http://127.0.0.1:{server.server_port}")
+        line = refused("info", "s3://private/v")
+        assert "the bucket is in another region" in line and said in line and line.endswith("set AWS_REGION")
+        server.shutdown()
+
+
+class _Secretive(http.server.SimpleHTTPRequestHandler):
+    """Answers as Amazon does to who may read files and not list them: what isn't there is forbidden."""
+
+    def send_error(self, code, *arguments):
+        super().send_error(403 if code == 404 else code, *arguments)
+
+    def end_headers(self):
+        self.send_header("ETag", '"1"')
+        super().end_headers()
 
     def log_message(self, *args):
         pass
 
 
-def test_a_bucket_in_another_region_is_said(s3, monkeypatch):
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), _OtherRegion) as server:
+@pytest.mark.parametrize("address", ["s3://open", "{}/open"])
+def test_a_bucket_that_may_be_read_and_not_listed(s3, monkeypatch, tmp_path, address):
+    monkeypatch.setenv("AWS_NO_SIGN_REQUEST", "YES")
+    for form in ("{}/v.ome.zarr", "precomputed://{}/v"):
+        write_volume(form.format(tmp_path / "served" / "open"), ARRAY, GRID)
+    handler = functools.partial(_Secretive, directory=tmp_path / "served")
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        monkeypatch.setenv("AWS_ENDPOINT_URL_S3", f"http://127.0.0.1:{server.server_port}")
-        with pytest.raises(InputError, match=r"in another region .*expecting 'eu-central-1'.*: set AWS_REGION"):
-            open_volume("s3://private/v")
+        here = f"http://127.0.0.1:{server.server_port}"
+        monkeypatch.setenv("AWS_ENDPOINT_URL_S3", here)
+        for name in ("v.ome.zarr", "v"):
+            np.testing.assert_array_equal(open_volume(f"{address.format(here)}/{name}").read(), ARRAY)
+        with pytest.raises(InputError, match="access is denied"):
+            open_volume(f"{address.format(here)}/nothing")
         server.shutdown()
 
 

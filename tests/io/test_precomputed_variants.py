@@ -119,6 +119,9 @@ def test_a_folder_of_two_volumes_asks_which(tmp_path):
         open_volume(tmp_path / "v.zarr")
     assert open_volume(f"precomputed://{tmp_path}/v.zarr").format == "precomputed"
     assert open_volume(f"zarr://{tmp_path}/v.zarr").format == "ome-zarr"
+    for other in ("n5", "zarr2"):
+        with pytest.raises(InputError, match=rf"expected a volume with .* at {other}://.*, got none: check the path"):
+            open_volume(f"{other}://{tmp_path}/v.zarr")
 
 
 @pytest.mark.parametrize("kind", ["image", "labels"])

@@ -34,8 +34,8 @@ from cloudreg.registration.gpu.bricks import pack  # noqa: E402
 
 GPU = torch.cuda.is_available()
 DEVICE = "cuda" if GPU else "cpu"
-BRICK = (4, 4, 8) if GPU else (16, 16, 16)
-"""A program takes the interpreter as long whatever its size, so there they are few and large."""
+BRICK = (4, 4, 8) if GPU else (32, 32, 32)
+"""A program takes the interpreter as long whatever its size, so there it is one, but for where several are tested."""
 
 SHAPE = (22, 18, 20)
 VOXEL_UM = 400.0
@@ -296,7 +296,7 @@ def tiny_pair():
 def solved(backend, velocity):
     target, atlas = tiny_pair()
     settings = RegistrationSettings(
-        resolution_um=VOXEL_UM, levels=1, iterations=(3,), velocity_spacing_um=2000, kernel_um=1500, find_cuts=False,
+        resolution_um=VOXEL_UM, levels=1, iterations=(1,), velocity_spacing_um=2000, kernel_um=1500, find_cuts=False,
         velocity=velocity, time_steps=2,
     )  # fmt: skip
     scales = choose_scales(atlas, target.grid, atlas.grid, settings)
@@ -305,7 +305,7 @@ def solved(backend, velocity):
 
 @pytest.mark.parametrize("velocity", ["stationary", pytest.param("time-dependent", marks=pytest.mark.slow)])
 def test_the_solver_finds_the_same_map_within_a_tenth_of_a_voxel(velocity):
-    backend = TorchBackend(DEVICE, brick=(4, 4, 8) if GPU else (32, 32, 32), nodes=NODES)
+    backend = TorchBackend(DEVICE, brick=BRICK, nodes=NODES)
     here, there = solved(MAIN_MEMORY, velocity), solved(backend, velocity)
     points = np.argwhere(tiny_pair()[1].values > 0.2) * VOXEL_UM
 

@@ -256,7 +256,9 @@ def test_a_wrong_table_is_refused_in_one_line(table, refused, rows, message, tmp
 
 
 @pytest.mark.parametrize(
-    "change", [lambda s: s[:, :-1], lambda s: s.astype(np.uint8), lambda s: s.astype(np.float32)], ids=str
+    "change",
+    [lambda s: s[:, :-1], lambda s: s.astype(np.uint8), lambda s: s.astype(np.float32)],
+    ids=["shape", "uint8", "float32"],
 )
 def test_tiles_that_differ_are_refused(table, refused, change, tmp_path):
     file = table / "tile_11.tif"

@@ -41,7 +41,7 @@ def memory_budget_bytes(requested: str | int | None = None) -> int:
 
 
 def require_free_space(folder: str | Path, needed_bytes: int, what: str) -> None:
-    """Refuse to start writing what the disk can't hold.
+    """Refuse to start writing what the disk can't hold, or where this user may not.
 
     Parameters
     ----------
@@ -55,11 +55,15 @@ def require_free_space(folder: str | Path, needed_bytes: int, what: str) -> None
     Raises
     ------
     InputError
-        If the disk has less free space than that.
+        If the disk has less free space than that, or a folder can't be made or written there.
     """
     existing = Path(folder).absolute()
     while not existing.exists():
         existing = existing.parent
+    if not existing.is_dir():
+        raise InputError(f"expected a folder at {existing} for {what}, got a file: choose another place")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise InputError(f"could not write {what}: you have no right to write in {existing}: choose another place")
     free = shutil.disk_usage(existing).free
     if free < needed_bytes:
         raise InputError(

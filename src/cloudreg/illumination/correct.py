@@ -71,6 +71,7 @@ def correct_volume(
             orientation=volume.orientation,
             chunk=volume.chunk if volume.format == "ome-zarr" else None,
             channel_names=volume.channel_names,
+            ledger=ledger,
         ),
     )
     boxes = blocks_within(

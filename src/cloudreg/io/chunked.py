@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -77,6 +78,12 @@ class StoredArray:
         """Return a box, shape (c, z, y, x)."""
         with explaining(self.path, f"read box {box} of"):
             return np.asarray(self.view()[(channels, *box.slices)].read(order="C").result())
+
+    def requiring_chunks(self) -> Self:
+        """Return the array with an error in the place of the zeros of a chunk that is missing."""
+        strict = copy.copy(self)
+        strict.spec = {**self.spec, "fill_missing_data_reads": False}
+        return strict
 
     @property
     def is_sharded(self) -> bool:

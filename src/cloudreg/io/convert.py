@@ -6,19 +6,19 @@ import os
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from cloudreg.errors import InputError
+from cloudreg.errors import InputError, VerificationError
 from cloudreg.execution import Engine, Ledger, require_free_space
 from cloudreg.io.blocks import blocks_within
 from cloudreg.io.create import create_volume
 from cloudreg.io.dtypes import Kind, held_dtype, to_dtype
-from cloudreg.io.missing import require_all_chunks
+from cloudreg.io.missing import requiring_chunks
 from cloudreg.io.objects import plain_address
 from cloudreg.io.opening import open_volume
 from cloudreg.io.part import part_of
@@ -71,7 +71,7 @@ def convert(
     sharded
         Whether many chunks share an object; see `create_volume`.
     fill_missing
-        Take chunks that are missing in the source for zeros; see `require_all_chunks`.
+        Take chunks that are missing in the source for zeros; see `requiring_chunks`.
     verify
         Read the result back and compare every voxel of every level.
     ledger
@@ -89,22 +89,23 @@ def convert(
     if not isinstance(volume, Volume):
         volume = open_volume(volume, voxel_size_um=voxel_size_um, orientation=orientation, kind=kind)
     wanted = volume.dtype if dtype is None else held_dtype(dtype, str(destination))
-    reader = _Reader(part_of(volume, level=level, region=region), wanted)
+    part = part_of(volume, level=level, region=region)
     form = writable_format(destination)
     place = plain_address(os.fspath(destination).removeprefix(PREFIX))
     _require_outside(volume, place)
     if not fill_missing:
-        require_all_chunks(volume, level)
+        part = part_of(requiring_chunks(volume, level, region), level=level, region=region)
+    reader = _Reader(part, wanted)
     match form:
         case "chunked":
-            written = _to_chunks(reader, destination, engine, ledger, sharded)
+            return _to_chunks(reader, destination, engine, ledger, sharded, verify)
         case "tiff" | "tiff-series":
-            written = _to_tiff(reader, Path(place), engine, ledger)
+            return _to_tiff(reader, Path(place), engine, ledger, verify)
         case _:
             written = _to_whole_file(reader, Path(place), engine)
-    if verify:
-        verify_volume(reader, written, engine=engine)
-    return written
+            if verify:
+                verify_volume(reader, written, engine=engine)
+            return written
 
 
 def _require_outside(volume: Volume, place: str) -> None:
@@ -142,7 +143,12 @@ class _Reader:
 
 
 def _to_chunks(
-    reader: _Reader, destination: str | os.PathLike[str], engine: Engine, ledger: Ledger | None, sharded: bool | None
+    reader: _Reader,
+    destination: str | os.PathLike[str],
+    engine: Engine,
+    ledger: Ledger | None,
+    sharded: bool | None,
+    verify: bool,
 ) -> Volume:
     volume = reader.volume
     writer = create_volume(
@@ -154,11 +160,23 @@ def _to_chunks(
         orientation=volume.orientation,
         channel_names=volume.channel_names,
         sharded=sharded,
+        ledger=ledger,
     )
-    if ledger is not None and writer.is_new:
-        ledger.clear()
     write_levels(reader, writer, read_bytes=reader.bytes_per_voxel, engine=engine, ledger=ledger)
+    if verify:
+        # Before it counts as complete: a run that is killed while it reads back goes on, too.
+        _verify(reader, open_volume(writer.path, allow_incomplete=True), engine, ledger)
     return writer.complete()
+
+
+def _verify(reader: _Reader, written: Volume, engine: Engine, ledger: Ledger | None) -> None:
+    """Compare what was written; where it differs, the next run writes all of it again."""
+    try:
+        verify_volume(reader, written, engine=engine)
+    except VerificationError:
+        if ledger is not None:
+            ledger.clear()
+        raise
 
 
 def _to_whole_file(reader: _Reader, file: Path, engine: Engine) -> Volume:
@@ -174,7 +192,7 @@ def _to_whole_file(reader: _Reader, file: Path, engine: Engine) -> Volume:
     return write_volume(file, array, volume.grid, kind=volume.kind, orientation=volume.orientation)
 
 
-def _to_tiff(reader: _Reader, place: Path, engine: Engine, ledger: Ledger | None) -> Volume:
+def _to_tiff(reader: _Reader, place: Path, engine: Engine, ledger: Ledger | None, verify: bool) -> Volume:
     volume = reader.volume
     with new_tiff(place, volume.grid, reader.dtype, ledger, channels=volume.channels) as files:
         task = _CopyBox(reader, files)
@@ -183,6 +201,9 @@ def _to_tiff(reader: _Reader, place: Path, engine: Engine, ledger: Ledger | None
         items = [_Item(channel, box) for channel in range(volume.channels) for box in boxes]
         sizes = [item.box.size * reader.dtype.itemsize for item in items]
         engine.run(task, items, label="Writing planes", ledger=ledger, sizes=sizes)
+        if verify:
+            written = open_volume(files.place, kind=volume.kind)
+            _verify(reader, replace(written, path=str(place)), engine, ledger)
     return open_volume(place, kind=volume.kind)
 
 
@@ -199,8 +220,8 @@ def new_tiff(
     grid, dtype, channels
         Of the volume.
     ledger
-        With one, what a killed run left is gone on with; it is cleared where there is nothing. Without, nothing is
-        left behind.
+        With one, what a killed run left is gone on with, if any of its blocks is noted. Without, nothing is left
+        behind.
 
     Raises
     ------
@@ -213,13 +234,13 @@ def new_tiff(
     elif place.exists() and not (place.is_dir() and not any(place.iterdir())):
         raise InputError(f"expected nothing or an empty folder at {place}, got something else: choose a new place")
     require_tiff_type(dtype, place)
-    place.parent.mkdir(parents=True, exist_ok=True)
     temporary = place.with_name(f".unfinished.{place.name}")
-    if ledger is None or not temporary.exists():
-        _remove(temporary)
+    if ledger is None or not len(ledger) or not temporary.exists():
         require_free_space(place.parent, int(np.prod(grid.shape)) * channels * dtype.itemsize, str(place))
+        _remove(temporary)
         if ledger is not None:
             ledger.clear()
+    place.parent.mkdir(parents=True, exist_ok=True)
     try:
         if series:
             temporary.mkdir(exist_ok=True)

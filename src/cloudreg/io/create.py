@@ -9,7 +9,7 @@ from pathlib import Path
 from numpy.typing import DTypeLike
 
 from cloudreg.errors import InputError
-from cloudreg.execution import require_free_space
+from cloudreg.execution import Ledger, require_free_space
 from cloudreg.io.chunked import AnotherArrayError
 from cloudreg.io.dtypes import Kind, held_dtype
 from cloudreg.io.existing import remove_volume
@@ -35,6 +35,7 @@ def create_volume(
     channel_names: Sequence[str] | None = None,
     sharded: bool | None = None,
     overwrite: bool = False,
+    ledger: Ledger | None = None,
 ) -> VolumeWriter:
     """Start a chunked volume, or go on with an identical one that was not finished.
 
@@ -60,6 +61,8 @@ def create_volume(
         Whether many chunks share an object; by default for more than a gigabyte.
     overwrite
         Remove a CloudReg volume that stands at the path, finished or not.
+    ledger
+        Of the blocks that were written; cleared where there is no volume yet, for then they are gone.
 
     Raises
     ------
@@ -87,14 +90,19 @@ def create_volume(
         _require_empty(layout.path)
         if not is_remote(layout.path):
             require_free_space(layout.path, layout.bytes, f"volume {layout.path}")
+        if ledger is not None:
+            ledger.clear()  # of a volume that is gone
         if not write_new_json(layout.path, root, metadata):
             raise _occupied(layout, "one that another program began at this moment")
     elif found != metadata:
         raise _occupied(layout, "a finished volume" if found == metadata_of(layout, complete=True) else "another one")
     try:
-        return opened_writer(layout, is_new=found is None)
+        writer = opened_writer(layout, is_new=found is None)
     except AnotherArrayError as error:  # the levels' arrays know their types and chunks, which the group does not
         raise _occupied(layout, "another one") from error
+    if ledger is not None and not len(ledger):
+        ledger.clear()  # of another job, whose blocks will be written over
+    return writer
 
 
 def planned_layout(

@@ -62,8 +62,14 @@ class S3Access:
     @staticmethod
     def of(bucket: str) -> S3Access:
         """Find out how to reach a bucket, from the environment and the files of this user."""
-        profile = os.environ.get("AWS_PROFILE") or os.environ.get("AWS_DEFAULT_PROFILE") or "default"
+        asked = _first("AWS_PROFILE", "AWS_DEFAULT_PROFILE")
+        profile = asked or "default"
         written = _profile(profile)
+        if asked and not written:
+            raise InputError(
+                f"expected a profile {asked} in {_config_file()} or {_credentials_file()}, got none: correct the "
+                "environment variable AWS_PROFILE"
+            )
         endpoint = _first("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL") or written.get("endpoint_url")
         region = _first("AWS_REGION", "AWS_DEFAULT_REGION") or written.get("region")
         source, credentials = _credentials(bucket, profile, written)

@@ -10,8 +10,9 @@ from cloudreg.errors import InputError
 from cloudreg.io.adopt import adopt_volume
 from cloudreg.io.chunked import ChunkedSource
 from cloudreg.io.layout import KEY, Layout
+from cloudreg.io.lengths import VoxelSizeUnknownError
 from cloudreg.io.levels import pyramid_grids
-from cloudreg.io.missing import require_all_chunks
+from cloudreg.io.missing import requiring_chunks
 from cloudreg.io.objects import is_remote, plain_address, read_json, read_jsons, remove_folder, write_json
 from cloudreg.io.opening import ROOTS, open_volume, unfinished
 from cloudreg.io.precomputed import PREFIX
@@ -53,20 +54,25 @@ def reopen_volume(path: str | os.PathLike[str], *, fill_missing: bool = False) -
     Parameters
     ----------
     fill_missing
-        Take chunks that are missing in another program's volume for zeros; see `require_all_chunks`.
+        Take chunks that are missing in another program's volume for zeros; see `requiring_chunks`.
 
     Raises
     ------
     InputError
         If the path holds no precomputed or OME-Zarr volume, or one whose finest level is not all there.
     """
-    volume = open_volume(path, allow_incomplete=True)
+    try:
+        volume = open_volume(path, allow_incomplete=True)
+    except VoxelSizeUnknownError:
+        volume = open_volume(path, voxel_size_um=(1.0, 1.0, 1.0))
+        if volume.format in ROOT:
+            raise
     folder = volume.path.removeprefix(PREFIX)
     root = ROOT.get(volume.format)
     found = None if root is None else read_json(folder, root)
     if found is None or KEY not in found.get("attributes", found):
         if not fill_missing:
-            require_all_chunks(volume, 0)
+            volume = requiring_chunks(volume, 0)
         return adopt_volume(volume)
     own = found.get("attributes", found)[KEY]
     whole = own.get("complete") is not False

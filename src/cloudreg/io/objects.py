@@ -19,6 +19,11 @@ from cloudreg.io.credentials import S3Access, set_google_credentials
 
 Json = dict[str, Any]
 
+
+class WholeFilesOnlyError(InputError):
+    """A web server that knows no ranges of bytes was asked for a part of a file."""
+
+
 _REMOTE = ("s3://", "gs://", "http://", "https://", "memory://")
 
 
@@ -98,8 +103,21 @@ def read_files(path: str, keys: Sequence[str]) -> dict[str, bytes]:
     with explaining(path, "read"):
         store = _open(path)
         pending = {key: store.read(key) for key in keys}
-        found = {key: future.result() for key, future in pending.items()}
-    return {key: result.value for key, result in found.items() if result.state == "value"}
+        found, refused = {}, None
+        for key, future in pending.items():
+            try:
+                result = future.result()
+            except ValueError as error:
+                if "PERMISSION_DENIED" not in str(error):
+                    raise
+                # Who may read and not list is told so of files that aren't there, too.
+                refused = error
+            else:
+                if result.state == "value":
+                    found[key] = result.value
+        if refused is not None and not found:
+            raise refused
+    return found
 
 
 def read_jsons(path: str, keys: Sequence[str]) -> dict[str, Json]:
@@ -210,6 +228,20 @@ def explained(error: ValueError, path: str, doing: str) -> InputError | StoreUnr
                 "without credentials, for none were found: run 'aws configure' or set AWS_ACCESS_KEY_ID and its secret"
             )
         return InputError(f"could not {doing} {where} {who}: access is denied")
+    if "byte range" in text and "ignored by server" in text:
+        return WholeFilesOnlyError(
+            f"could not {doing} {where}: this server gives files as a whole only, and parts are needed: copy it here"
+        )
+    if "SSL" in text and "certificate" in text:
+        return InputError(
+            f"could not {doing} {where}: its certificate is not trusted ({words}): name the file of who vouches for it "
+            "in TENSORSTORE_CA_BUNDLE"
+        )
+    if doing.startswith("read box") and "is missing" in text:
+        return InputError(
+            f"could not {doing} {where}: {words}: finish the copy, or give --fill-missing to take what is missing for "
+            "zeros"
+        )
     if doing.startswith("read box") and re.search("FAILED_PRECONDITION|OUT_OF_RANGE|DATA_LOSS", text):
         return InputError(f"could not {doing} {where}, where a chunk is damaged ({words}): copy the volume again")
     if "CURL error" in text or "retry attempts failed" in text:

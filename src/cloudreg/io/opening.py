@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +17,7 @@ from cloudreg.io.layout import KEY
 from cloudreg.io.lengths import checked_voxel_size
 from cloudreg.io.nifti import read_nifti
 from cloudreg.io.nrrd import read_nrrd
-from cloudreg.io.objects import is_remote, plain_address, read_jsons, require_bucket
+from cloudreg.io.objects import WholeFilesOnlyError, is_remote, plain_address, read_jsons, require_bucket
 from cloudreg.io.ome_zarr import read_ome_zarr
 from cloudreg.io.plain_arrays import read_n5, read_zarr_array
 from cloudreg.io.precomputed import PREFIX, read_precomputed
@@ -25,10 +26,11 @@ from cloudreg.io.tiff import TIFF_SUFFIXES, read_tiff, read_tiff_series
 from cloudreg.io.volume import Volume
 from cloudreg.space import Grid, parse_orientation
 
-_OTHERS = ("zarr://", "zarr2://", "zarr3://", "n5://")
-_PREFIXES = (PREFIX, *_OTHERS)
 _FILE_SUFFIXES = (*TIFF_SUFFIXES, ".nii", ".nii.gz", ".nrrd")
-ROOTS = ("info", "zarr.json", ".zarray", ".zattrs", ".zgroup", "attributes.json")
+_ZARR2, _ZARR3 = (".zarray", ".zattrs", ".zgroup"), ("zarr.json",)
+_FORMATS = {PREFIX: ("info",), "zarr://": _ZARR3 + _ZARR2, "n5://": ("attributes.json",)}
+_PREFIXES = _FORMATS | {"zarr2://": _ZARR2, "zarr3://": _ZARR3}
+ROOTS = tuple(itertools.chain(*_FORMATS.values()))
 """The files that say what a folder of chunks is."""
 _FILES = "a TIFF file or folder, NIfTI, NRRD, OME-Zarr, Zarr, N5 or precomputed volume"
 
@@ -90,6 +92,8 @@ def _open(text: str, size_given: bool, allow_incomplete: bool) -> Volume:
         file = Path(address)
         if not file.exists():
             raise InputError(f"expected {_FILES} at {text}, got nothing: check the path")
+        if not os.access(file, os.R_OK | (os.X_OK if file.is_dir() else 0)):
+            raise InputError(f"could not read {text}: you have no right to: ask whoever owns it")
         if file.is_file():
             return _open_file(file, size_given)
         if not any(file.iterdir()):
@@ -98,9 +102,11 @@ def _open(text: str, size_given: bool, allow_incomplete: bool) -> Volume:
 
 
 def _open_remote_tiff(file: RemotePath, size_given: bool) -> Volume:
-    """Describe a TIFF that is read where it lies, in parts."""
+    """Describe a TIFF that is read where it lies, in parts, if the server can give these."""
     try:
         return read_tiff(file, ignore_scale=size_given)
+    except WholeFilesOnlyError:
+        return dataclasses.replace(read_tiff(fetched_file(str(file)), ignore_scale=size_given), path=str(file))
     except FileNotFoundError as error:
         require_bucket(str(file.parent))
         raise InputError(f"expected a file at {file}, got nothing: check the address") from error
@@ -118,19 +124,23 @@ def _open_file(file: Path, size_given: bool) -> Volume:
 
 
 def _open_chunked(address: str, text: str, size_given: bool, allow_incomplete: bool) -> Volume:
-    roots = read_jsons(address, ROOTS)
-    if "info" in roots and len(roots) > 1 and not text.startswith(_PREFIXES):
-        others = ", ".join(sorted(roots))
+    named = [prefix for prefix in _PREFIXES if text.startswith(prefix)]
+    roots = read_jsons(address, _PREFIXES[named[0]] if named else ROOTS)
+    if named and not roots:
+        require_bucket(address)
+        files = " or ".join(_PREFIXES[named[0]])
+        raise InputError(f"expected a volume with {files} at {text}, got none: check the path")
+    formats = [prefix for prefix, files in _FORMATS.items() if not roots.keys().isdisjoint(files)]
+    if len(formats) > 1:
         raise InputError(
-            f"expected one volume at {text}, got the metadata of two ({others}): say which, precomputed://… or zarr://…"
+            f"expected one volume at {text}, got the metadata of two ({', '.join(sorted(roots))}): say which, "
+            f"{' or '.join(f'{prefix}…' for prefix in formats)}"
         )
     info = roots.get("info")
-    if info is not None and not text.startswith(_OTHERS):
-        _require_complete(info, text, allow_incomplete)
-        return read_precomputed(address, info)
-    if text.startswith(PREFIX):
-        require_bucket(address)
-        raise InputError(f"expected a precomputed volume with an info file at {text}, got none: check the path")
+    if info is not None:
+        notes = _completeness(info, text, allow_incomplete)
+        volume = read_precomputed(address, info)
+        return dataclasses.replace(volume, notes=volume.notes + notes)
     node = roots.get("zarr.json")
     if node is not None and node.get("node_type") == "array":
         return read_zarr_array(address, "zarr3", node, size_given)
@@ -161,8 +171,9 @@ def _open_group(
     address: str, driver: str, attributes: dict[str, object], size_given: bool, allow_incomplete: bool
 ) -> Volume:
     if attributes.get("multiscales"):
-        _require_complete(attributes, address, allow_incomplete)
-        return read_ome_zarr(address, attributes, driver, ignore_scale=size_given)
+        notes = _completeness(attributes, address, allow_incomplete)
+        volume = read_ome_zarr(address, attributes, driver, ignore_scale=size_given)
+        return dataclasses.replace(volume, notes=volume.notes + notes)
     if "bioformats2raw.layout" in attributes:
         return _open_chunked(f"{address}/0", f"{address}/0", size_given, allow_incomplete)
     raise InputError(
@@ -170,10 +181,14 @@ def _open_group(
     )
 
 
-def _require_complete(metadata: dict[str, object], path: str, allow_incomplete: bool) -> None:
+def _completeness(metadata: dict[str, object], path: str, allow_incomplete: bool) -> tuple[str, ...]:
+    """Return what is to be said of an unfinished volume, if it may be opened."""
     own = metadata.get(KEY)
-    if isinstance(own, dict) and own.get("complete") is False and not allow_incomplete:
+    if not isinstance(own, dict) or own.get("complete") is not False:
+        return ()
+    if not allow_incomplete:
         raise unfinished(path)
+    return ("not finished: run the command that makes it again",)
 
 
 def unfinished(path: str) -> InputError:

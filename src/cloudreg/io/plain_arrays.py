@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,9 +12,11 @@ from cloudreg.errors import InputError
 from cloudreg.io.chunked import ChunkedSource, StoredArray
 from cloudreg.io.dtypes import held_dtype, likely_kind
 from cloudreg.io.lengths import VoxelSizeUnknownError, micrometres_per
-from cloudreg.io.objects import Json, read_json
+from cloudreg.io.objects import Json, read_jsons
 from cloudreg.io.volume import Volume
 from cloudreg.space import Grid
+
+_MOST_LEVELS = 32
 
 
 def read_zarr_array(path: str, driver: str, metadata: Json, size_given: bool) -> Volume:
@@ -33,10 +36,10 @@ def read_n5(path: str, attributes: Json, *, ignore_scale: bool) -> Volume:
     if "dimensions" in attributes:
         levels, parts = [path], [attributes]
     else:
-        found: list[Json] = []
-        while (part := read_json(f"{path}/s{len(found)}", "attributes.json")) is not None:
-            found.append(part)
-        levels, parts = [f"{path}/s{i}" for i in range(len(found))], found
+        files = [f"s{i}/attributes.json" for i in range(_MOST_LEVELS)]
+        found = read_jsons(path, files)
+        parts = [found[file] for file in itertools.takewhile(found.__contains__, files)]
+        levels = [f"{path}/s{i}" for i in range(len(parts))]
     if not levels:
         raise InputError(f"expected an N5 array or levels s0, s1, … at {path}, got neither: give the path of one in it")
     rank = len(parts[0]["dimensions"])

@@ -54,7 +54,7 @@ def build_pyramid(
     ledger
         Remembers finished blocks.
     fill_missing
-        Take chunks that are missing at a path for zeros; see `require_all_chunks`.
+        Take chunks that are missing at a path for zeros; see `requiring_chunks`.
 
     Returns
     -------

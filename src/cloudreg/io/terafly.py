@@ -82,7 +82,7 @@ def write_terafly(
         if folder.exists():
             raise InputError(f"expected nothing at {folder}, got a finished volume: choose a new place or remove it")
     unfinished = [folder.with_name(f".unfinished.{folder.name}") for folder in folders]
-    if ledger is None or not all(folder.exists() for folder in unfinished):
+    if ledger is None or not len(ledger) or not all(folder.exists() for folder in unfinished):
         for folder in unfinished:
             shutil.rmtree(folder, ignore_errors=True)
         voxels = sum(grid.shape[0] * grid.shape[1] * grid.shape[2] for grid in grids)

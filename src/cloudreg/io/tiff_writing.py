@@ -25,6 +25,8 @@ class TiffBoxes:
 
     Parameters
     ----------
+    place
+        The file, or the folder of one a plane.
     files
         One file, or one a plane.
     offset
@@ -33,6 +35,7 @@ class TiffBoxes:
         Of all channels (c, z, y, x).
     """
 
+    place: Path
     files: tuple[Path, ...]
     offset: int
     shape: tuple[int, int, int, int]
@@ -61,7 +64,7 @@ def create_tiff(file: Path, channels: int, grid: Grid, dtype: np.dtype[Any]) -> 
     A file that is there was made by the same call, and was left by a run that was killed.
     """
     axes, shape = ("ZYX", grid.shape) if channels == 1 else ("CZYX", (channels, *grid.shape))
-    return TiffBoxes((file,), _create(file, axes, shape, grid, dtype, shape), (channels, *grid.shape), dtype)
+    return TiffBoxes(file, (file,), _create(file, axes, shape, grid, dtype, shape), (channels, *grid.shape), dtype)
 
 
 def create_tiff_series(
@@ -72,7 +75,7 @@ def create_tiff_series(
     axes, shape = ("YX", grid.shape[1:]) if channels == 1 else ("CYX", (channels, *grid.shape[1:]))
     files = tuple(folder / name for name in names or [f"plane_{z:0{digits}d}.tif" for z in range(grid.shape[0])])
     offsets = {_create(file, axes, shape, grid, dtype, (*shape, z)) for z, file in enumerate(files)}
-    return TiffBoxes(files, offsets.pop(), (channels, *grid.shape), dtype)
+    return TiffBoxes(folder, files, offsets.pop(), (channels, *grid.shape), dtype)
 
 
 def require_tiff_type(dtype: np.dtype[Any], path: Path) -> None:

@@ -114,7 +114,14 @@ class Volume:
         """Return the coarsest level that is not coarser than ``voxel_um``, else 0.
 
         An axis that is coarser than that already at the finest level does not count.
+
+        Raises
+        ------
+        InputError
+            If it is no length.
         """
+        if not 0 < voxel_um < np.inf:
+            raise InputError(f"expected a voxel size in micrometres above 0 for {self.path}, got {voxel_um:g}")
         allowed = np.maximum(voxel_um, self.grid.voxel_size_um) * (1 + 1e-6)
         fitting = [i for i, grid in enumerate(self.levels) if (np.asarray(grid.voxel_size_um) <= allowed).all()]
         return max(fitting, default=0)

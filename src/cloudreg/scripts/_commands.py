@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from cloudreg.errors import InputError
 from cloudreg.io import open_volume
@@ -70,22 +70,32 @@ def source_shape(source: str) -> tuple[int, int, int]:
         return open_volume(source, voxel_size_um=(1, 1, 1)).grid.shape
 
 
-def generate_first_command(
-    input_name: str,
-    output_name: str,
-    wb1: int,
-    wb2: int,
-    wb3: int,
-    sfmt: str,
-    dfmt: str,
-    iresolutions: Sequence[int],
-    max_res: int,
-    params: Sequence[str],
-    last_string: str,
-) -> str:
-    """Return the command of TeraConverter that makes the folders of a conversion; see `read_params`."""
-    common = _common(input_name, output_name, wb1, wb2, wb3, sfmt, dfmt, iresolutions)
-    return collect_instructions(["teraconverter --makedirs", *common, last_string]).strip()
+def _once(option: str, name: str, purpose: str) -> Callable[..., str]:
+    """Return a function that gives the command of TeraConverter that runs before or after all blocks."""
+
+    def generate(
+        input_name: str,
+        output_name: str,
+        wb1: int,
+        wb2: int,
+        wb3: int,
+        sfmt: str,
+        dfmt: str,
+        iresolutions: Sequence[int],
+        max_res: int,
+        params: Sequence[str],
+        last_string: str,
+    ) -> str:
+        common = _common(input_name, output_name, wb1, wb2, wb3, sfmt, dfmt, iresolutions)
+        return collect_instructions([f"teraconverter {option}", *common, last_string]).strip()
+
+    generate.__name__ = generate.__qualname__ = name
+    generate.__doc__ = f"Return the command of TeraConverter that {purpose}; see `read_params`."
+    return generate
+
+
+generate_first_command = _once("--makedirs", "generate_first_command", "makes the folders of a conversion")
+generate_final_command = _once("--metadata", "generate_final_command", "writes the metadata at the end")
 
 
 def generate_parallel_command(
@@ -112,24 +122,6 @@ def generate_parallel_command(
         words = ["teraconverter --parallel --noprogressbar", *box, *common, last_string]
         commands[index] = collect_instructions(words).strip()
     return commands
-
-
-def generate_final_command(
-    input_name: str,
-    output_name: str,
-    wb1: int,
-    wb2: int,
-    wb3: int,
-    sfmt: str,
-    dfmt: str,
-    iresolutions: Sequence[int],
-    max_res: int,
-    params: Sequence[str],
-    last_string: str,
-) -> str:
-    """Return the command of TeraConverter that writes the metadata at the end; see `read_params`."""
-    common = _common(input_name, output_name, wb1, wb2, wb3, sfmt, dfmt, iresolutions)
-    return collect_instructions(["teraconverter --metadata", *common, last_string]).strip()
 
 
 def create_commands(

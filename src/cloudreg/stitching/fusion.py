@@ -117,7 +117,7 @@ def fuse(
         return open_volume(path)
     if form != "chunked":
         raise InputError(f"expected .ome.zarr, precomputed:// or TIFF for a fused volume, got {path}: convert it then")
-    writer = create_volume(path, grid, acquisition.dtype, orientation=orientation, chunk=settings.chunk)
+    writer = create_volume(path, grid, acquisition.dtype, orientation=orientation, chunk=settings.chunk, ledger=ledger)
     blocks(writer, writer.block_shape())
     build_pyramid(writer, engine=engine, ledger=ledger)
     return writer.complete()
