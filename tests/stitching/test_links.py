@@ -11,7 +11,7 @@ from cloudreg.execution import Engine
 from cloudreg.flatfield import Shading
 from cloudreg.settings import AlignSettings
 from cloudreg.stitching import links, measure_links
-from cloudreg.stitching.pairwise import Shift, Strip, _halved, _is_plausible, measure_shift
+from cloudreg.stitching.pairwise import Shift, Strip, _clear_winner, _halved, _is_plausible, measure_shift
 
 SETTINGS = AlignSettings(search_um=(6, 10, 10))
 
@@ -99,6 +99,13 @@ def test_peaks_along_a_slanted_edge_are_one_shift_known_across_it():
     assert shift.lag_px[2] == pytest.approx(3, abs=0.1)
     assert shift.lag_px @ across == pytest.approx(0, abs=0.1)
     assert along @ shift.information @ along < 0.1 * across @ shift.information @ across
+
+
+@pytest.mark.parametrize(("known", "rivals"), [(0.02, False), (25.0, True)])
+def test_peaks_that_differ_along_what_both_leave_open_are_no_rivals(known, rivals):
+    information = np.diag([100.0, known, 100.0])
+    lower, higher = (Shift(np.array([0.0, y, 2.0]), c, np.eye(3), 1, information) for y, c in ((-4, 0.94), (5, 0.95)))
+    assert _clear_winner([lower, higher]) is (None if rivals else higher)
 
 
 @pytest.mark.parametrize(("lag", "known", "plausible"), [(5, 0.01, True), (7, 0.01, False), (7, 4.0, True)])
