@@ -152,8 +152,6 @@ def mixed_types(raw):
         (half_an_ini, "Experiment.ini"),
         (other_cells, "Scanned Cells.txt"),
         (no_folder, "LOC001"),
-        (wrong_size, "PLN0005"),
-        (mixed_types, "PLN0005"),
     ],
 )
 def test_a_damaged_acquisition_is_refused(refused, raw, atlas, tmp_path, damage, words):
@@ -164,12 +162,16 @@ def test_a_damaged_acquisition_is_refused(refused, raw, atlas, tmp_path, damage,
     assert contents(raw) == before
 
 
-def test_a_truncated_plane_is_refused_if_strict(refused, raw, atlas, tmp_path):
-    truncated(raw)
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [(truncated, "is truncated"), (wrong_size, "got 64 x 60 of uint16"), (mixed_types, "got 64 x 64 of uint8")],
+)
+def test_a_plane_that_cannot_be_used_is_refused_if_strict(refused, raw, atlas, tmp_path, damage, words):
+    damage(raw)
     before = contents(raw)
     line = refused("run", raw, tmp_path / "out", "--atlas", atlas, "--orientation", "asr", "--strict")
     assert "PLN0005" in line
-    assert "is truncated" in line
+    assert words in line
     assert contents(raw) == before
     assert not (tmp_path / "out").exists()
 
