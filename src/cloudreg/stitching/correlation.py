@@ -276,8 +276,9 @@ def _filter(values: Array, window: int, gaussian: Array, result: Array) -> None:
                 total += line[min(x + high + 1, width - 1)] - line[max(x - low, 0)]
 
 
-# Terms may be added in any order, or the sums of a row could not be made eight at a time.
-@njit(cache=True, nogil=True, fastmath={"reassoc"})
+# In the order that is written: sums in any order would be faster, and differ between code that is just compiled and the
+# same code from the cache, so that a resumed run would give other bytes.
+@njit(cache=True, nogil=True)
 def _add_sums(first: Array, second: Array, first_planes: Array, second_planes: Array, lags: Array, sums: Array) -> None:
     """Add count, sums, sums of squares and of products of the voxels that both arrays have at each lag."""
     nz, ny, nx = second.shape
@@ -291,7 +292,7 @@ def _add_sums(first: Array, second: Array, first_planes: Array, second_planes: A
                 continue
             for y in range(max(0, -dy), min(ny, first.shape[1] - dy)):
                 a, b = first[z + dz, y + dy, x0 + dx : x1 + dx], second[z, y, x0:x1]
-                # One row in float32 vectorises; the rows are added in float64.
+                # One row in float32; the rows are added in float64.
                 sa, sb = np.float32(0), np.float32(0)
                 saa, sbb, sab = np.float32(0), np.float32(0), np.float32(0)
                 for x in range(x1 - x0):
