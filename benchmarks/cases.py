@@ -8,13 +8,14 @@ files, they are NIfTI's world.
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
 import nibabel
 import nrrd
 import numpy as np
-from scipy.ndimage import binary_dilation, binary_fill_holes, gaussian_filter, label, map_coordinates
+from scipy.ndimage import binary_dilation, binary_fill_holes, gaussian_filter, label, map_coordinates, zoom
 from scipy.spatial.transform import Rotation
 
 KINDS = ("easy", "hard", "nissl", "wild")
@@ -243,6 +244,32 @@ def make_case(folder: Path, source: Source, kind: str, seed: int, *, lost: float
         observed=good.ravel()[wanted],
     )
     (folder / "case.json").write_text(json.dumps({"kind": kind, "seed": seed, "letters": letters}))
+
+
+def make_finer(folder: Path, case: Path, factor: int) -> None:
+    """Write a case again with voxels ``factor`` times as small: the images' splines, with new noise, and their labels.
+
+    It holds no finer structure than ``case``, and the truth is the same, at the same points: what it is good for is to
+    see what the size costs.
+    """
+    rng = np.random.default_rng(factor)
+    folder.mkdir(parents=True)
+    for kind in ("template", "target", "labels", "template_mask", "target_mask"):
+        if (case / f"{kind}.nii.gz").exists():
+            image = nibabel.load(case / f"{kind}.nii.gz")
+            coarse = np.asarray(image.dataobj)
+            if kind in ("template", "target"):
+                values = zoom(coarse.astype(np.float32), factor, order=3, mode="nearest", grid_mode=True)
+                if kind == "target":
+                    values += 1000 * _NOISE * rng.standard_normal(values.shape, dtype=np.float32)
+                fine = np.clip(np.round(values), 0, 65535).astype(np.uint16)
+            else:
+                fine = coarse.repeat(factor, 0).repeat(factor, 1).repeat(factor, 2)
+            frame = image.affine @ np.diag([1 / factor] * 3 + [1])
+            frame[:3, 3] -= image.affine[:3, :3] @ np.full(3, (1 - 1 / factor) / 2)
+            _save(folder / f"{kind}.nii.gz", fine, frame)
+    for name in ("points.npy", "truth.npz", "case.json"):
+        shutil.copy(case / name, folder)
 
 
 def to_template_um(world_mm: np.ndarray) -> np.ndarray:

@@ -3,6 +3,7 @@
     python benchmarks/registration.py --data ALLEN --seeds 1 2 3
     python benchmarks/registration.py --data ALLEN --seeds 1 --methods cloudreg ants-syn --rivals-python PYTHON
     python benchmarks/registration.py --data ALLEN --seeds 1 --cases easy --lost 0 0.05 0.1 0.2
+    python benchmarks/registration.py --data ALLEN --seeds 1 --cases easy --finer 1 2 4
 
 ALLEN is a folder with ``average_template_100.nrrd``, ``annotation_100.nrrd``, ``ara_nissl_100_ccf.nrrd`` and
 ``ara_ontology.json``. Every method runs as a process of its own, from files to files, one at a time; its time is the
@@ -11,7 +12,8 @@ in the interpreter that ``--rivals-python`` names (it needs antspyx, itk-elastix
 
 The error is the distance, in the template's space, between where a method puts a voxel of the target's brain and
 where it belongs: damaged tissue included, the gap of a tear not. Dice is the mean over the labels of more than 500
-voxels of the target. With ``--lost``, a part of the planes is zeroed and what lies there does not count.
+voxels of the target. With ``--lost``, a part of the planes is zeroed and what lies there does not count. With
+``--finer 1 2 4`` each case is run with voxels of 100, 50 and 25 um.
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ from pathlib import Path
 import nibabel
 import numpy as np
 
-from cases import KINDS, make_case, read_source, to_template_um
+from cases import KINDS, make_case, make_finer, read_source, to_template_um
 from measuring import run_measured
 from rivals import METHODS
 
@@ -129,6 +131,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
     parser.add_argument("--methods", nargs="+", choices=("cloudreg", "nothing", *METHODS), default=["cloudreg"])
     parser.add_argument("--rivals-python", default=sys.executable, help="interpreter that has the rivals")
+    parser.add_argument("--finer", nargs="+", type=int, default=[1], help="run the cases so many times as fine, too")
     parser.add_argument("--lost", nargs="+", type=float, default=[None], help="fractions of the planes to zero")
     parser.add_argument("--masks", action="store_true", help="tell the rivals where the damage is")
     parser.add_argument("--options", default="", help="options for cloudreg register, in one string")
@@ -140,34 +143,39 @@ def main(arguments: Sequence[str] | None = None) -> None:
     source = None
     rows = []
     print(f"{'case':9} {'seed':>4} {'method':14} {'median':>7} {'p90':>7} {'Dice':>6} {'s':>6} {'CPU s':>6} {'MB':>6}")
-    for kind, lost in itertools.product(chosen.cases, chosen.lost):
+    for kind, lost, seed, finer in itertools.product(chosen.cases, chosen.lost, chosen.seeds, chosen.finer):
         name = kind if lost is None else f"{kind}-{lost:.0%}"
-        for seed in chosen.seeds:
-            case = folder / f"{name}-{seed}"
+        truth = case = folder / f"{name}-{seed}"
+        if not (truth / "case.json").exists():
+            source = source or read_source(
+                data / "average_template_100.nrrd",
+                data / "annotation_100.nrrd",
+                data / "ara_nissl_100_ccf.nrrd",
+                data / "ara_ontology.json",
+            )
+            shutil.rmtree(truth, ignore_errors=True)
+            make_case(truth, source, kind, seed, lost=lost)
+        if finer > 1:
+            name = f"{name}/{finer}"
+            case = folder / f"{truth.name}-finer-{finer}"
             if not (case / "case.json").exists():
-                source = source or read_source(
-                    data / "average_template_100.nrrd",
-                    data / "annotation_100.nrrd",
-                    data / "ara_nissl_100_ccf.nrrd",
-                    data / "ara_ontology.json",
-                )
                 shutil.rmtree(case, ignore_errors=True)
-                make_case(case, source, kind, seed, lost=lost)
-            for method in chosen.methods:
-                work = folder / "work"
-                shutil.rmtree(work, ignore_errors=True)
-                work.mkdir(parents=True)
-                if method == "cloudreg":
-                    result = run_cloudreg(case, work, chosen.options.split())
-                elif method == "nothing":
-                    result = np.load(case / "points.npy"), 0.0, 0.0, 0.0, ""
-                else:
-                    result = run_rival(method, case, work, chosen.rivals_python, chosen.masks)
-                found, seconds, cpu, peak, note = result
-                figures = (float("nan"),) * 3 if found is None else score(case, found, observed_only=lost is not None)
-                row = Row(name, seed, method, *figures, seconds, cpu, peak, note)
-                rows.append(row)
-                print(_line(row), flush=True)
+                make_finer(case, truth, finer)
+        for method in chosen.methods:
+            work = folder / "work"
+            shutil.rmtree(work, ignore_errors=True)
+            work.mkdir(parents=True)
+            if method == "cloudreg":
+                result = run_cloudreg(case, work, chosen.options.split())
+            elif method == "nothing":
+                result = np.load(case / "points.npy"), 0.0, 0.0, 0.0, ""
+            else:
+                result = run_rival(method, case, work, chosen.rivals_python, chosen.masks)
+            found, seconds, cpu, peak, note = result
+            figures = (float("nan"),) * 3 if found is None else score(truth, found, observed_only=lost is not None)
+            row = Row(name, seed, method, *figures, seconds, cpu, peak, note)
+            rows.append(row)
+            print(_line(row), flush=True)
     _summary(rows)
     if chosen.json:
         chosen.json.write_text(json.dumps([asdict(row) for row in rows], indent=1))
