@@ -7,6 +7,9 @@ background (Tward et al., Front. Neurosci. 14:52, 2020). `evaluate` computes the
 contrast and the mixture are re-estimated from; `linearize` computes the objective's derivatives for a Gauss-Newton
 step.
 
+Where the voxels lie in the atlas, and what is seen there, is most of the work and is done apart: a step is evaluated
+where the next one begins, which differs only in contrast and mixture, so that what `evaluate` saw serves `linearize`.
+
 Voxels are visited in a fixed number of runs, each with its own sums, which are added in order: results do not depend
 on the number of threads. Each run goes row by row through the stages of `cloudreg.registration.rows`. The runs are
 plain loops in Python's threads: loops that numba spreads over threads itself take several times as long to compile.
@@ -16,10 +19,11 @@ from __future__ import annotations
 
 import itertools
 import os
+import weakref
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numba import njit
@@ -32,7 +36,6 @@ from cloudreg.registration.rows import (
     add_to_affine,
     add_to_nodes,
     contrast_of_row,
-    empty_row,
     find_pull,
     judge,
     length_of_row,
@@ -40,7 +43,6 @@ from cloudreg.registration.rows import (
     nearest,
     predict,
     sample,
-    sample_with_slopes,
 )
 
 RUNS = 8
@@ -52,11 +54,16 @@ def _threads() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(os.cpu_count())
 
 
-def _in_runs(loop: Callable[..., Any], active: NDArray[np.int64], *arguments: object) -> list[Any]:
-    """Call ``loop`` on each run of the active voxels."""
+def _in_runs(
+    loop: Callable[..., Any], active: NDArray[np.int64], seen: Sequence[NDArray[np.float32]], *arguments: object
+) -> list[Any]:
+    """Call ``loop`` on each run of the active voxels, and on what these see."""
+    return list(_threads().map(lambda part, sees: loop(part, sees, *arguments), _cut(active), seen))
+
+
+def _cut(active: NDArray[np.int64]) -> list[NDArray[np.int64]]:
     bounds = [active.size * run // RUNS for run in range(RUNS + 1)]
-    parts = [active[a:b] for a, b in itertools.pairwise(bounds)]
-    return list(_threads().map(lambda part: loop(part, *arguments), parts))
+    return [active[a:b] for a, b in itertools.pairwise(bounds)]
 
 
 def evaluate(
@@ -106,10 +113,11 @@ def evaluate(
     moments : ndarray, shape (z, y, x, 3 order + 2) on the contrast grid
         Sums of w t^k for k to 2 order, then of w t^k J for k to order, w = weight x posterior of match.
     """
-    model = _padded(*model)
-    sums, moments = zip(*_in_runs(_evaluate, active, target, weight, *model), strict=True)
+    place, intensity = model[:6], model[6:]
+    c = intensity[0]
+    runs = _in_runs(_evaluated, active, _seen(active, target.shape, *place), target, weight, *intensity)
+    sums, moments = zip(*runs, strict=True)
     total = _added(sums)
-    c = model[6]
     return float(total[0]), total[1:], _joined(moments, (*c.shape[:3], 3 * c.shape[3] - 1))
 
 
@@ -140,10 +148,13 @@ def linearize(
     affine_gradient, affine_hessian : ndarray, shapes (12,) and (12, 12)
         By the rows of the 3 x 4 matrix that takes a target voxel index to atlas um.
     """
-    model = _padded(*model)
-    runs = _in_runs(_linearize, active, affine, target, weight, *model)
+    place, intensity = model[:6], model[6:]
+    seen = _seen(active, target.shape, *place)
+    _, _, u, to_velocity, _, um_to_atlas = place
+    field = u, to_velocity, um_to_atlas
+    runs = _in_runs(_linearized, active, seen, affine, target, weight, *field, *intensity)
     objectives, nodes, gradients, halves = zip(*runs, strict=True)
-    joined = _joined(nodes, (*model[2].shape[:3], 9))
+    joined = _joined(nodes, (*u.shape[:3], 9))
     upper = _added(halves)
     hessian = upper + np.triu(upper, 1).T
     return (
@@ -163,15 +174,71 @@ def explain(target: NDArray[np.float32], *model: Any) -> NDArray[np.float32]:
     target, *model
         As for `evaluate`.
     """
-    model = _padded(*model)
+    place, intensity = model[:6], model[6:]
     maps = np.empty((4, *target.shape), dtype=np.float32)
-    _in_runs(_explain, np.arange(target.size), target, *model, maps)
+    every = np.arange(target.size)
+    _in_runs(_explained, every, _looked(every, target.shape, *place), target, *intensity, maps.reshape(4, -1))
     return maps
 
 
-def _padded(atlas: Any, outside: Any, u: NDArray[np.float32], *model: Any) -> tuple[Any, ...]:
-    """Return the model with vectors of four: these are read at once."""
-    return atlas, outside, np.pad(u, [(0, 0)] * 3 + [(0, 1)]), *model
+class _Look(NamedTuple):
+    """What some voxels saw last: in which atlas, from where, and for each run (4, n) as `_look` fills it."""
+
+    atlas: weakref.ref[NDArray[np.float32]]
+    u: weakref.ref[NDArray[np.float32]]
+    affines: bytes
+    seen: list[NDArray[np.float32]]
+
+
+_last: dict[int, _Look] = {}
+"""By the identity of the voxels' indices, for as long as these live."""
+
+
+def _seen(
+    active: NDArray[np.int64],
+    shape: tuple[int, ...],
+    atlas: NDArray[np.float32],
+    outside: np.float32,
+    u: NDArray[np.float32],
+    *affines: NDArray[np.float64],
+) -> list[NDArray[np.float32]]:
+    """Return what the active voxels see; when they ask again from the same place, what they saw.
+
+    Images and displacements are not changed once they are made (see `cloudreg.registration.backend.Backend`), so the
+    same array is the same field.
+    """
+    known = _last.get(id(active))
+    where = b"".join(affine.tobytes() for affine in affines)
+    if known is not None and known.atlas() is atlas and known.u() is u and known.affines == where:
+        return known.seen
+    if known is None:
+        weakref.finalize(active, _last.pop, id(active), None)
+    seen = _looked(active, shape, atlas, outside, u, *affines)
+    _last[id(active)] = _Look(weakref.ref(atlas), weakref.ref(u), where, seen)
+    return seen
+
+
+def _looked(
+    active: NDArray[np.int64],
+    shape: tuple[int, ...],
+    atlas: NDArray[np.float32],
+    outside: np.float32,
+    u: NDArray[np.float32],
+    *affines: NDArray[np.float64],
+) -> list[NDArray[np.float32]]:
+    """Look from the active voxels."""
+    seen = [np.empty((4, part.size), dtype=np.float32) for part in _cut(active)]
+    # Vectors of four are read at once.
+    four = np.pad(u, [(0, 0)] * 3 + [(0, 1)]).reshape(-1)
+    coefficients = atlas.reshape(-1)
+
+    def look(active: NDArray[np.int64], seen: NDArray[np.float32]) -> None:
+        nx = shape[2]
+        scratch = np.empty(12 * nx, dtype=np.float32), np.empty((3, nx))
+        _look(active, shape, coefficients, atlas.shape, outside, four, u.shape[:3], *affines, *scratch, seen)
+
+    _in_runs(look, active, seen)
+    return seen
 
 
 def _joined(slabs: Sequence[tuple[int, NDArray[Any]]], shape: tuple[int, ...]) -> NDArray[Any]:
@@ -189,116 +256,211 @@ def _added(parts: Sequence[Any]) -> Any:
     return total
 
 
-@njit(**LOOP)
-def _evaluate(active, target, weight, atlas, outside, u, to_velocity, to_atlas, um_to_atlas, c, to_contrast, scale, m):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+def _evaluated(active: NDArray[np.int64], seen: NDArray[np.float32], target: Any, weight: Any, *intensity: Any) -> Any:
     """`evaluate` of one run: the objective and the statistics, and the moments of nodes from the z that is returned."""
-    _, ny, nx = target.shape
-    greys, weights = target.reshape(-1), weight.reshape(-1)
+    c, to_contrast, _, _ = intensity
+    scale, offset = to_contrast[0].tolist()
+    first, last = _nodes_of(active, target.shape, (scale, 0.0, 0.0), offset + 0.5, c.shape[0])
     sums = np.zeros(9)
-    first, last = _nodes_of(active, target.shape, to_contrast[0, 0], 0.0, 0.0, to_contrast[0, 1] + 0.5, c.shape[0])
-    moments = np.zeros((last - first + 1, c.shape[1], c.shape[2], 3 * c.shape[3] - 1))
-    near = np.empty((c.shape[2], c.shape[3]), np.float32)
-    row = empty_row(nx)
+    moments = np.zeros((last - first + 1, *c.shape[1:3], 3 * c.shape[3] - 1))
+    images = target.reshape(-1), weight.reshape(-1), target.shape
+    _evaluate(active, seen, *images, *intensity, *_scratch(target, c), first, sums, moments.reshape(-1))
+    return sums, (first, moments)
+
+
+def _linearized(
+    active: NDArray[np.int64],
+    seen: NDArray[np.float32],
+    affine: bool,
+    target: Any,
+    weight: Any,
+    u: Any,
+    to_velocity: NDArray[np.float64],
+    um_to_atlas: NDArray[np.float64],
+    *intensity: Any,
+) -> Any:
+    """`linearize` of one run: gradient and Hessian at nodes from the z that is returned, the affine's Hessian half."""
+    *slopes, offset = to_velocity[0, :4].tolist()
+    first, last = _nodes_of(active, target.shape, slopes, offset, u.shape[0])
+    nodes = np.zeros((min(last + 2, u.shape[0]) - first, *u.shape[1:3], 9), dtype=np.float32)
+    gradient, hessian = np.zeros(12), np.zeros((12, 12))
+    images = target.reshape(-1), weight.reshape(-1), target.shape
+    scratch = *_scratch(target, intensity[0]), np.empty(9 * target.shape[2], dtype=np.float32)
+    turned = np.empty((3, 3)), np.empty((9, 3))
+    data = _linearize(
+        active, seen, affine, *images, u, to_velocity, um_to_atlas, *intensity, *scratch, *turned, first,
+        nodes.reshape(-1), gradient, hessian,
+    )  # fmt: skip
+    return data, (first, nodes), gradient, hessian
+
+
+def _explained(active: NDArray[np.int64], seen: NDArray[np.float32], target: Any, *arguments: Any) -> None:
+    """`explain` of one run, into the last argument."""
+    *intensity, maps = arguments
+    _explain(active, seen, target.reshape(-1), target.shape, *intensity, *_scratch(target, intensity[0]), maps)
+
+
+def _scratch(target: Any, c: Any) -> tuple[NDArray[Any], ...]:
+    """Return room for a row of contrasts, and for what is found of each of a row's voxels."""
+    nx = target.shape[2]
+    near = np.empty(c.shape[2] * c.shape[3], dtype=np.float32)
+    return near, *np.empty((3, nx), dtype=np.float32), np.empty((4, nx))
+
+
+def _nodes_of(
+    active: NDArray[np.int64], shape: tuple[int, ...], slopes: Sequence[float], offset: float, count: int
+) -> tuple[int, int]:
+    """First and last lower node, along a grid's z, of all voxels between the first and the last active one's z.
+
+    The node's index is offset + slopes . (z, y, x).
+    """
+    _, ny, nx = shape
+    if active.size == 0:
+        return 0, 0
+    dz, dy, dx = slopes
+    a, b = (dz * (int(voxel) // (ny * nx)) for voxel in active[[0, -1]])
+    low = min(a, b) + min(0.0, dy * (ny - 1)) + min(0.0, dx * (nx - 1)) + offset
+    high = max(a, b) + max(0.0, dy * (ny - 1)) + max(0.0, dx * (nx - 1)) + offset
+    return min(max(int(low), 0), count - 2), min(max(int(high), 0), count - 1)
+
+
+@njit(**LOOP)
+def _look(active, shape, coefficients, atlas, outside, u, grid, to_velocity, to_atlas, um_to_atlas, parts, place, seen):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+    """Fill ``seen`` for the active voxels of a target of ``shape``; ``atlas`` and ``grid`` are the fields' shapes."""
+    _, ny, nx = shape
     item = 0
     while item < active.size:
         flat = active[item]
         x, y, z = flat % nx, flat // nx % ny, flat // nx // ny
-        n = length_of_row(active, item, x, nx)
-        j, w = greys[flat : flat + n], weights[flat : flat + n]
-        locate(n, z, y, x, u, to_velocity, to_atlas, um_to_atlas, row)
-        sample(n, atlas, outside, row)
-        contrast_of_row(z, y, c, to_contrast, near)
-        predict(n, x, near, to_contrast, scale, row)
-        judge(n, j, m, row)
-        add_statistics(n, j, w, scale[4], row, sums)
-        z_node = nearest(to_contrast[0, 0] * z + to_contrast[0, 1], c.shape[0])
-        y_node = nearest(to_contrast[1, 0] * y + to_contrast[1, 1], c.shape[1])
-        add_moments(n, x, j, w, to_contrast, row, moments[z_node - first, y_node])
+        n = length_of_row(active[item:], x, nx)
+        locate(n, z, y, x, u, grid, to_velocity, to_atlas, um_to_atlas, parts, place)
+        sample(n, coefficients, atlas, outside, place, parts, seen[:, item : item + n])
         item += n
-    return sums, (first, moments)
+
+
+@njit(**LOOP)
+def _evaluate(  # type: ignore[no-untyped-def]  # noqa: ANN202
+    active,  # noqa: ANN001
+    seen,  # noqa: ANN001
+    target,  # noqa: ANN001
+    weight,  # noqa: ANN001
+    shape,  # noqa: ANN001
+    c,  # noqa: ANN001
+    to_contrast,  # noqa: ANN001
+    scale,  # noqa: ANN001
+    m,  # noqa: ANN001
+    near,  # noqa: ANN001
+    grey,  # noqa: ANN001
+    predicted,  # noqa: ANN001
+    rise,  # noqa: ANN001
+    posterior,  # noqa: ANN001
+    first,  # noqa: ANN001
+    sums,  # noqa: ANN001
+    moments,  # noqa: ANN001
+):
+    """Add to ``sums`` (9,) and ``moments`` (flat, from node z ``first`` on)."""
+    _, ny, nx = shape
+    cz, cy, cx, width = c.shape
+    item = 0
+    while item < active.size:
+        flat = active[item]
+        x, y, z = flat % nx, flat // nx % ny, flat // nx // ny
+        n = length_of_row(active[item:], x, nx)
+        j, w, value = target[flat : flat + n], weight[flat : flat + n], seen[0, item : item + n]
+        contrast_of_row(z, y, c, to_contrast, near)
+        predict(n, x, near, cx, width, to_contrast, scale, value, grey, predicted, rise)
+        judge(n, j, m, predicted, posterior)
+        add_statistics(n, j, w, scale[4], value, predicted, posterior, sums)
+        z_node = nearest(to_contrast[0, 0] * z + to_contrast[0, 1], cz)
+        y_node = nearest(to_contrast[1, 0] * y + to_contrast[1, 1], cy)
+        begin = ((z_node - first) * cy + y_node) * cx * (3 * width - 1)
+        add_moments(n, x, j, w, cx, width - 1, to_contrast, grey, posterior, begin, moments)
+        item += n
 
 
 @njit(**LOOP)
 def _linearize(  # type: ignore[no-untyped-def]  # noqa: ANN202
     active,  # noqa: ANN001
+    seen,  # noqa: ANN001
     affine,  # noqa: ANN001
     target,  # noqa: ANN001
     weight,  # noqa: ANN001
-    atlas,  # noqa: ANN001
-    outside,  # noqa: ANN001
+    shape,  # noqa: ANN001
     u,  # noqa: ANN001
     to_velocity,  # noqa: ANN001
-    to_atlas,  # noqa: ANN001
     um_to_atlas,  # noqa: ANN001
     c,  # noqa: ANN001
     to_contrast,  # noqa: ANN001
     scale,  # noqa: ANN001
     m,  # noqa: ANN001
+    near,  # noqa: ANN001
+    grey,  # noqa: ANN001
+    predicted,  # noqa: ANN001
+    rise,  # noqa: ANN001
+    posterior,  # noqa: ANN001
+    pull,  # noqa: ANN001
+    turn,  # noqa: ANN001
+    sums,  # noqa: ANN001
+    first,  # noqa: ANN001
+    nodes,  # noqa: ANN001
+    gradient,  # noqa: ANN001
+    hessian,  # noqa: ANN001
 ):
-    """`linearize` of one run: gradient and Hessian at nodes from the z that is returned, the affine's Hessian half."""
-    _, ny, nx = target.shape
-    greys, weights = target.reshape(-1), weight.reshape(-1)
-    data = 0.0
-    v = to_velocity
-    first, last = _nodes_of(active, target.shape, v[0, 0], v[0, 1], v[0, 2], v[0, 3], u.shape[0])
-    nodes = np.zeros((min(last + 2, u.shape[0]) - first, u.shape[1], u.shape[2], 9), dtype=np.float32)
-    affine_gradient = np.zeros(12)
-    affine_hessian = np.zeros((12, 12))
-    near = np.empty((c.shape[2], c.shape[3]), np.float32)
-    row = empty_row(nx)
-    item = 0
-    while item < active.size:
-        flat = active[item]
-        x, y, z = flat % nx, flat // nx % ny, flat // nx // ny
-        n = length_of_row(active, item, x, nx)
-        j, w = greys[flat : flat + n], weights[flat : flat + n]
-        locate(n, z, y, x, u, to_velocity, to_atlas, um_to_atlas, row)
-        sample_with_slopes(n, atlas, outside, row)
-        contrast_of_row(z, y, c, to_contrast, near)
-        predict(n, x, near, to_contrast, scale, row)
-        judge(n, j, m, row)
-        for i in range(n):
-            data -= w[i] * row.posterior[3, i]
-        find_pull(n, j, w, scale, um_to_atlas, 2 * m[1], row)
-        add_to_nodes(n, z, y, x, u.shape[0], to_velocity, first, row, nodes)
-        if affine:
-            add_to_affine(n, z, y, x, u, to_velocity, row, affine_gradient, affine_hessian)
-        item += n
-    return data, (first, nodes), affine_gradient, affine_hessian
-
-
-@njit(**LOOP)
-def _explain(active, target, atlas, outside, u, to_velocity, to_atlas, um_to_atlas, c, to_contrast, scale, m, maps):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
-    """`explain` of one run, into ``maps``."""
-    _, ny, nx = target.shape
-    greys, found = target.reshape(-1), maps.reshape((4, -1))
-    near = np.empty((c.shape[2], c.shape[3]), np.float32)
-    row = empty_row(nx)
-    item = 0
-    while item < active.size:
-        flat = active[item]
-        x, y, z = flat % nx, flat // nx % ny, flat // nx // ny
-        n = length_of_row(active, item, x, nx)
-        locate(n, z, y, x, u, to_velocity, to_atlas, um_to_atlas, row)
-        sample(n, atlas, outside, row)
-        contrast_of_row(z, y, c, to_contrast, near)
-        predict(n, x, near, to_contrast, scale, row)
-        judge(n, greys[flat : flat + n], m, row)
-        for i in range(n):
-            found[0, flat + i] = row.atlas[0, i]
-            found[1, flat + i] = row.predicted[i]
-            found[2, flat + i] = row.posterior[0, i]
-            found[3, flat + i] = row.posterior[1, i]
-        item += n
-
-
-@njit(**LOOP)
-def _nodes_of(active, shape, dz, dy, dx, offset, count):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
-    """First and last lower node, along a grid's z, of all voxels between the first and the last active one's z."""
+    """Add to ``nodes`` (flat, from z ``first`` on), ``gradient`` and ``hessian``, and return the objective."""
     _, ny, nx = shape
-    if active.size == 0:
-        return 0, 0
-    a, b = dz * (active[0] // (ny * nx)), dz * (active[-1] // (ny * nx))
-    low = min(a, b) + min(0.0, dy * (ny - 1)) + min(0.0, dx * (nx - 1)) + offset
-    high = max(a, b) + max(0.0, dy * (ny - 1)) + max(0.0, dx * (nx - 1)) + offset
-    return min(max(int(low), 0), count - 2), min(max(int(high), 0), count - 1)
+    grid = (u.shape[0], u.shape[1], u.shape[2])
+    data = 0.0
+    item = 0
+    while item < active.size:
+        flat = active[item]
+        x, y, z = flat % nx, flat // nx % ny, flat // nx // ny
+        n = length_of_row(active[item:], x, nx)
+        j, w = target[flat : flat + n], weight[flat : flat + n]
+        value, slopes = seen[0, item : item + n], seen[1:, item : item + n]
+        contrast_of_row(z, y, c, to_contrast, near)
+        predict(n, x, near, c.shape[2], c.shape[3], to_contrast, scale, value, grey, predicted, rise)
+        judge(n, j, m, predicted, posterior)
+        for i in range(n):
+            data -= w[i] * posterior[3, i]
+        find_pull(n, j, w, scale, um_to_atlas, 2 * m[1], slopes, grey, predicted, rise, posterior, pull)
+        add_to_nodes(n, z, y, x, grid, to_velocity, first, pull, nodes)
+        if affine:
+            add_to_affine(n, z, y, x, u, to_velocity, pull, turn, sums, gradient, hessian)
+        item += n
+    return data
+
+
+@njit(**LOOP)
+def _explain(  # type: ignore[no-untyped-def]  # noqa: ANN202
+    active,  # noqa: ANN001
+    seen,  # noqa: ANN001
+    target,  # noqa: ANN001
+    shape,  # noqa: ANN001
+    c,  # noqa: ANN001
+    to_contrast,  # noqa: ANN001
+    scale,  # noqa: ANN001
+    m,  # noqa: ANN001
+    near,  # noqa: ANN001
+    grey,  # noqa: ANN001
+    predicted,  # noqa: ANN001
+    rise,  # noqa: ANN001
+    posterior,  # noqa: ANN001
+    maps,  # noqa: ANN001
+):
+    """Fill ``maps`` (4, flat) for the active voxels."""
+    _, ny, nx = shape
+    item = 0
+    while item < active.size:
+        flat = active[item]
+        x, y, z = flat % nx, flat // nx % ny, flat // nx // ny
+        n = length_of_row(active[item:], x, nx)
+        value = seen[0, item : item + n]
+        contrast_of_row(z, y, c, to_contrast, near)
+        predict(n, x, near, c.shape[2], c.shape[3], to_contrast, scale, value, grey, predicted, rise)
+        judge(n, target[flat : flat + n], m, predicted, posterior)
+        for i in range(n):
+            maps[0, flat + i] = value[i]
+            maps[1, flat + i] = predicted[i]
+            maps[2, flat + i] = posterior[0, i]
+            maps[3, flat + i] = posterior[1, i]
+        item += n
