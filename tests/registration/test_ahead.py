@@ -45,5 +45,5 @@ def test_a_registration_compiles_nothing_of_what_was_compiled_ahead_of_it(tmp_pa
     done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=True)
     compiled = {line.split()[1] for line in done.stdout.splitlines() if line.startswith("compiled ")}
     assert "_linearize" in compiled
-    ahead = {"_evaluate", "_explain", "pull", "scatter", "smallest_determinant", "invert", "sample_linear"}
+    ahead = {"_evaluate", "_explain", "pull_own", "scatter", "smallest_determinant", "invert", "sample_linear"}
     assert not compiled & {*ahead, "sample_nearest"}

@@ -1,3 +1,4 @@
+import gc
 from dataclasses import replace
 
 import numpy as np
@@ -137,6 +138,48 @@ def test_affine_gradient_is_the_limit_of_differences(case):
     assert np.linalg.norm(np.subtract(measured, exact)) < 0.02 * np.linalg.norm(measured)
 
 
+def unseen(problem, **changes):
+    """Return the problem with its voxels anew, which have seen nothing."""
+    level = replace(problem.level, active=problem.level.active.copy(), **changes)
+    return Problem(level, problem.velocity_grid, problem.smoothness, problem.prior_weight)
+
+
+@pytest.mark.parametrize("where", ["moved", "turned"])
+def test_what_was_seen_from_one_place_serves_no_other(case, where):
+    problem, fit = case
+    turn = np.diag([1.0, 0.98, 1.02, 1.0])
+    other = {
+        "moved": replace(fit, flow=Flow(fit.flow.spacing, (0.5 * fit.flow.displacement,))),
+        "turned": replace(fit, to_atlas=fit.to_atlas @ turn),
+    }[where]
+    here, there = (unseen(problem).linearize(f).gradient for f in (fit, other))
+    assert not np.array_equal(here, there)
+    for f, expected in ((fit, here), (other, there), (fit, here)):
+        problem.evaluate(f)
+        np.testing.assert_array_equal(problem.linearize(f).gradient, expected)
+
+
+def test_what_was_seen_in_one_atlas_serves_no_other(case):
+    problem, fit = case
+    fainter = replace(problem.level, atlas=0.9 * problem.level.atlas)
+    other = Problem(fainter, problem.velocity_grid, problem.smoothness, problem.prior_weight)
+    problem.evaluate(fit)
+    assert other.evaluate(fit).data == unseen(other).evaluate(fit).data != problem.evaluate(fit).data
+
+
+def test_what_was_seen_is_kept_no_longer_than_the_voxels(case):
+    from cloudreg.registration import kernels
+
+    problem, fit = case
+    kept = len(kernels._last)
+    once = unseen(problem)
+    once.evaluate(fit)
+    assert len(kernels._last) == kept + 1
+    del once
+    gc.collect()
+    assert len(kernels._last) == kept
+
+
 def test_sums_do_not_depend_on_the_number_of_threads(case, monkeypatch):
     from concurrent.futures import ThreadPoolExecutor
 
@@ -147,7 +190,8 @@ def test_sums_do_not_depend_on_the_number_of_threads(case, monkeypatch):
     for threads in (1, 3):
         with ThreadPoolExecutor(threads) as pool:
             monkeypatch.setattr(kernels, "_threads", lambda pool=pool: pool)
-            results.append((problem.evaluate(fit), problem.linearize(fit)))
+            fresh = unseen(problem)
+            results.append((fresh.evaluate(fit), fresh.linearize(fit)))
     (one, one_slope), (many, many_slope) = results
     assert one.data == many.data
     np.testing.assert_array_equal(one.moments[0], many.moments[0])

@@ -68,6 +68,8 @@ def downsample(array: NDArray[Any], factors: Sequence[int], kind: Kind = "image"
 def block_means(array: NDArray[Any], factors: Sequence[int]) -> NDArray[np.float32]:
     """Return means of blocks of voxels, not rounded; see `downsample`."""
     fz, fy, fx = (int(f) for f in factors)
+    if (fz, fy, fx) == (1, 1, 1):
+        return array.astype(np.float32)
     means = np.empty(_coarse_shape(array, (fz, fy, fx)), np.float32)
     narrow = array.dtype.kind == "b" or (array.dtype.kind in "iu" and array.dtype.itemsize < 8)
     sums = np.empty(means.shape[2], np.int64 if narrow else np.float64)

@@ -1,8 +1,9 @@
 """A program that compiles what a registration needs: `cloudreg.execution.compiling` starts it beside one.
 
-It does everything once on images of a few voxels, of the types that registrations mostly have, in the order in which a
-registration needs it, but for the derivatives: these it compiles itself at once, and they take longest. What is
-compiled is in numba's cache afterwards; nothing else is left.
+It does everything once on images of a few voxels, of the types that registrations mostly have, but for the
+derivatives: these take longest, and the registration compiles them itself at once. The loops over the nodes come first,
+so that what the derivatives and the objective share is in the cache when it's needed. What is compiled is in numba's
+cache afterwards; nothing else is left.
 """
 
 from __future__ import annotations
@@ -12,9 +13,11 @@ from pathlib import Path
 
 import numpy as np
 
+from cloudreg.atlas import Atlas, Region, Regions
 from cloudreg.execution import Engine
 from cloudreg.io import create_volume
 from cloudreg.io.volume import Volume
+from cloudreg.regions import region_table
 from cloudreg.registration.contrast import initial_contrast
 from cloudreg.registration.flow import integrate, invert, smallest_determinant
 from cloudreg.registration.levels import Image, make_level
@@ -41,10 +44,14 @@ def _volumes(folder: Path, engine: Engine) -> None:
     nodes = Grid.from_spacing((4, 4, 4), (3000.0,) * 3)
     still = DisplacementField(nodes, np.zeros((3, 4, 4, 4), dtype=np.float32))
     transform = Transform(np.eye(4), still, still)
+    transform.target_to_atlas(np.zeros((1, 3)))
+    sources = {}
     for kind, dtype in (("labels", np.uint32), ("image", np.uint16)):
-        source = _volume(str(folder / f"{kind}.ome.zarr"), grid, np.dtype(dtype))
+        sources[kind] = source = _volume(str(folder / f"{kind}.ome.zarr"), grid, np.dtype(dtype))
         moved = str(folder / f"moved_{kind}.ome.zarr")
         apply_image(transform, source, grid, moved, to="target", labels=kind == "labels", engine=engine)
+    atlas = Atlas("ahead", sources["image"], sources["labels"], "asr", Regions([Region(1, "A", "all")]))
+    region_table(transform, atlas, {"image": sources["image"]}, engine=engine)
 
 
 def _volume(path: str, grid: Grid, dtype: np.dtype[np.generic]) -> Volume:
@@ -67,12 +74,11 @@ def _solver() -> None:
     intensity = Intensity(initial_contrast(values, 3, (0.0, 1.0)), mixture)
     fit = Fit(np.eye(4), Motion(still, still), flow, (intensity,))
     problem = Problem(make_level(image, image, 100.0), nodes, smoothness, 1.0)
-    problem.evaluate(fit)
     flow.adjoint(still)
-    flow.half_way_back(still)
     smallest_determinant(flow)
-    problem.explain(fit)
     invert(flow.displacement, flow.spacing, flow.displacement)
+    problem.evaluate(fit)
+    problem.explain(fit)
 
 
 if __name__ == "__main__":

@@ -101,7 +101,10 @@ class NumpyBackend:
     linearize = staticmethod(kernels.linearize)
     gather = staticmethod(nodes.gather)
     push = staticmethod(nodes.push)
-    pull = staticmethod(nodes.pull)
+
+    def pull(self, u: Field, field: Field, force: Field, spacing: _Image) -> tuple[Field, Field]:
+        """See `Backend`."""
+        return nodes.pull_own(u, field, force, spacing), nodes.scatter(u, force, spacing)
 
     def scatter(self, u: Field, force: Field, spacing: _Image) -> Field:
         """See `Backend`."""

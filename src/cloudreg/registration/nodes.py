@@ -40,39 +40,27 @@ def push(u, field, change, field_change, spacing):  # type: ignore[no-untyped-de
 
 
 @njit(**_LOOP)
-def pull(u, field, force, spacing):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN201
-    """Transpose of `push`: the forces on u and on the field."""
+def pull_own(u, field, force, spacing):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN201
+    """Transpose of `push` with no change of the field: the force on u. That on the field is `scatter`'s."""
     nz, ny, nx, _ = u.shape
-    own = force.copy()
-    moved = np.zeros_like(force)
-    one = np.float32(1)
+    own = np.empty_like(force)
     for z in range(nz):
         for y in range(ny):
             for x in range(nx):
-                pz = z + u[z, y, x, 0] / spacing[0]
-                py = y + u[z, y, x, 1] / spacing[1]
-                px = x + u[z, y, x, 2] / spacing[2]
-                iz, fz, free_z = cell(pz, nz)
-                iy, fy, free_y = cell(py, ny)
-                ix, fx, free_x = cell(px, nx)
-                f0 = force[z, y, x, 0]
-                f1 = force[z, y, x, 1]
-                f2 = force[z, y, x, 2]
+                iz, fz, free_z = cell(z + u[z, y, x, 0] / spacing[0], nz)
+                iy, fy, free_y = cell(y + u[z, y, x, 1] / spacing[1], ny)
+                ix, fx, free_x = cell(x + u[z, y, x, 2] / spacing[2], nx)
+                sz, sy, sx = np.float32(0), np.float32(0), np.float32(0)
                 for k in range(3):
                     dz, dy, dx = slopes_at(field, iz, iy, ix, fz, fy, fx, k)
                     f = force[z, y, x, k]
-                    own[z, y, x, 0] += free_z * dz * f / spacing[0]
-                    own[z, y, x, 1] += free_y * dy * f / spacing[1]
-                    own[z, y, x, 2] += free_x * dx * f / spacing[2]
-                for corner in range(8):
-                    oz = corner >> 2
-                    oy = (corner >> 1) & 1
-                    ox = corner & 1
-                    s = (fz if oz else one - fz) * (fy if oy else one - fy) * (fx if ox else one - fx)
-                    moved[iz + oz, iy + oy, ix + ox, 0] += s * f0
-                    moved[iz + oz, iy + oy, ix + ox, 1] += s * f1
-                    moved[iz + oz, iy + oy, ix + ox, 2] += s * f2
-    return own, moved
+                    sz += dz * f
+                    sy += dy * f
+                    sx += dx * f
+                own[z, y, x, 0] = force[z, y, x, 0] + free_z * sz / spacing[0]
+                own[z, y, x, 1] = force[z, y, x, 1] + free_y * sy / spacing[1]
+                own[z, y, x, 2] = force[z, y, x, 2] + free_x * sx / spacing[2]
+    return own
 
 
 @njit(**_LOOP)

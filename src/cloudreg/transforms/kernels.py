@@ -2,7 +2,7 @@
 
 Every voxel's source position is computed in float64 from its *global* index, in a fixed order of operations, so the
 bytes of a result don't depend on how the destination is cut into blocks. The helpers are inlined: calls that pass
-arrays cost more than what they compute.
+arrays cost more than what they compute; but not where only the image's faces come, which is not worth the compilation.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ def _source_at(
     )
 
 
-@njit(cache=True, nogil=True, inline="always")
+@njit(cache=True, nogil=True, no_cpython_wrapper=True, no_cfunc_wrapper=True)
 def _or_zero(source: Array, z: int, y: int, x: int) -> float:
     if 0 <= z < source.shape[0] and 0 <= y < source.shape[1] and 0 <= x < source.shape[2]:
         return float(source[z, y, x])
