@@ -15,6 +15,9 @@ on the number of threads. Each run goes row by row through the stages of `cloudr
 plain loops in Python's threads: loops that numba spreads over threads itself take several times as long to compile.
 """
 
+# Numba infers the loops' types; mypy asks for those of all else.
+# ruff: noqa: ANN001, ANN202
+
 from __future__ import annotations
 
 import itertools
@@ -325,7 +328,7 @@ def _nodes_of(
 
 
 @njit(**LOOP)
-def _look(active, shape, coefficients, atlas, outside, u, grid, to_velocity, to_atlas, um_to_atlas, parts, place, seen):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+def _look(active, shape, coefficients, atlas, outside, u, grid, to_velocity, to_atlas, um_to_atlas, parts, place, seen):  # type: ignore[no-untyped-def]
     """Fill ``seen`` for the active voxels of a target of ``shape``; ``atlas`` and ``grid`` are the fields' shapes."""
     _, ny, nx = shape
     item = 0
@@ -339,25 +342,10 @@ def _look(active, shape, coefficients, atlas, outside, u, grid, to_velocity, to_
 
 
 @njit(**LOOP)
-def _evaluate(  # type: ignore[no-untyped-def]  # noqa: ANN202
-    active,  # noqa: ANN001
-    seen,  # noqa: ANN001
-    target,  # noqa: ANN001
-    weight,  # noqa: ANN001
-    shape,  # noqa: ANN001
-    c,  # noqa: ANN001
-    to_contrast,  # noqa: ANN001
-    scale,  # noqa: ANN001
-    m,  # noqa: ANN001
-    near,  # noqa: ANN001
-    grey,  # noqa: ANN001
-    predicted,  # noqa: ANN001
-    rise,  # noqa: ANN001
-    posterior,  # noqa: ANN001
-    first,  # noqa: ANN001
-    sums,  # noqa: ANN001
-    moments,  # noqa: ANN001
-):
+def _evaluate(  # type: ignore[no-untyped-def]
+    active, seen, target, weight, shape, c, to_contrast, scale, m,
+    near, grey, predicted, rise, posterior, first, sums, moments,
+):  # fmt: skip
     """Add to ``sums`` (9,) and ``moments`` (flat, from node z ``first`` on)."""
     _, ny, nx = shape
     cz, cy, cx, width = c.shape
@@ -379,33 +367,10 @@ def _evaluate(  # type: ignore[no-untyped-def]  # noqa: ANN202
 
 
 @njit(**LOOP)
-def _linearize(  # type: ignore[no-untyped-def]  # noqa: ANN202
-    active,  # noqa: ANN001
-    seen,  # noqa: ANN001
-    affine,  # noqa: ANN001
-    target,  # noqa: ANN001
-    weight,  # noqa: ANN001
-    shape,  # noqa: ANN001
-    u,  # noqa: ANN001
-    to_velocity,  # noqa: ANN001
-    um_to_atlas,  # noqa: ANN001
-    c,  # noqa: ANN001
-    to_contrast,  # noqa: ANN001
-    scale,  # noqa: ANN001
-    m,  # noqa: ANN001
-    near,  # noqa: ANN001
-    grey,  # noqa: ANN001
-    predicted,  # noqa: ANN001
-    rise,  # noqa: ANN001
-    posterior,  # noqa: ANN001
-    pull,  # noqa: ANN001
-    turn,  # noqa: ANN001
-    sums,  # noqa: ANN001
-    first,  # noqa: ANN001
-    nodes,  # noqa: ANN001
-    gradient,  # noqa: ANN001
-    hessian,  # noqa: ANN001
-):
+def _linearize(  # type: ignore[no-untyped-def]
+    active, seen, affine, target, weight, shape, u, to_velocity, um_to_atlas, c, to_contrast, scale, m,
+    near, grey, predicted, rise, posterior, pull, turn, sums, first, nodes, gradient, hessian,
+):  # fmt: skip
     """Add to ``nodes`` (flat, from z ``first`` on), ``gradient`` and ``hessian``, and return the objective."""
     _, ny, nx = shape
     grid = (u.shape[0], u.shape[1], u.shape[2])
@@ -431,22 +396,10 @@ def _linearize(  # type: ignore[no-untyped-def]  # noqa: ANN202
 
 
 @njit(**LOOP)
-def _explain(  # type: ignore[no-untyped-def]  # noqa: ANN202
-    active,  # noqa: ANN001
-    seen,  # noqa: ANN001
-    target,  # noqa: ANN001
-    shape,  # noqa: ANN001
-    c,  # noqa: ANN001
-    to_contrast,  # noqa: ANN001
-    scale,  # noqa: ANN001
-    m,  # noqa: ANN001
-    near,  # noqa: ANN001
-    grey,  # noqa: ANN001
-    predicted,  # noqa: ANN001
-    rise,  # noqa: ANN001
-    posterior,  # noqa: ANN001
-    maps,  # noqa: ANN001
-):
+def _explain(  # type: ignore[no-untyped-def]
+    active, seen, target, shape, c, to_contrast, scale, m,
+    near, grey, predicted, rise, posterior, maps,
+):  # fmt: skip
     """Fill ``maps`` (4, flat) for the active voxels."""
     _, ny, nx = shape
     item = 0

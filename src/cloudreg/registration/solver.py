@@ -318,7 +318,11 @@ class Problem:
 def fit_affine(
     problem: Problem, fit: Fit, group: AffineGroup, *, iterations: int, tolerance: float = 1e-4
 ) -> tuple[Fit, list[Energy]]:
-    """Fit the affine, the contrast and the mixture; the velocity stays."""
+    """Fit the affine, the contrast and the mixture; the velocity stays.
+
+    The contrast comes first: by a wrong one even what lies in its place is moved.
+    """
+    fit = fit_intensities(problem, fit, iterations=1)
     energies: list[Energy] = []
     damping = _FIRST_DAMPING
     quiet = 0
