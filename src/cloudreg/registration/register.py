@@ -323,8 +323,8 @@ def _finish(solution: Solution, scales: Scales, biases: dict[int, BiasField], *,
     level = solution.problem.level
     explanation = solution.problem.explain(fit)
     figures = _figures(solution, transform, explanation)
-    _refuse_failure(figures)
     figures["within"] = within
+    _refuse_failure(figures)
     figures["doubts"] = _doubts(figures)
     return Registration(
         transform,
