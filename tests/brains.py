@@ -1,7 +1,7 @@
 """A small blob of a brain with texture, and ways to warp it."""
 
 import numpy as np
-from scipy.ndimage import gaussian_filter, map_coordinates
+from scipy.ndimage import binary_dilation, gaussian_filter, map_coordinates
 
 from cloudreg.registration.levels import Image
 from cloudreg.space import Grid
@@ -65,3 +65,16 @@ def head(margin=14):
     close = gaussian_filter((values > 0.1).astype(float), 2.5) > 0.05
     grid = Grid.from_spacing(values.shape, (VOXEL_UM,) * 3, (-margin * VOXEL_UM,) * 3)
     return np.where(close, values, tissue).astype(np.float32), grid
+
+
+def scanned_head(margin=18):
+    """A head as X-rays show it, and its place: the brain as flat as flesh, in bright bone, in flesh with a neck."""
+    inside = np.pad(brain(), margin) > 0.3
+    offset = np.moveaxis(np.indices(inside.shape), 0, -1) - (np.array(inside.shape) - 1) / 2
+    half = np.array(SHAPE) / 2
+    flesh = np.linalg.norm(offset / half - np.array([0.15, 0.2, 0.0]), axis=-1) < 1.45
+    neck = np.linalg.norm(offset - np.array([-8, half[1] + 8, 0]), axis=-1) < 16
+    bone = binary_dilation(inside, iterations=3) & ~inside
+    values = np.where(bone, 1.6, np.where(flesh | neck, 0.8, 0.0))
+    grid = Grid.from_spacing(inside.shape, (VOXEL_UM,) * 3, (-margin * VOXEL_UM,) * 3)
+    return gaussian_filter(values, 0.6).astype(np.float32), grid

@@ -230,7 +230,7 @@ def _elsewhere(
     poses = []
     here = centroid(problem.level.target)
     for pose in rotations:
-        rotation = _nearest_rotation(pose)
+        rotation = nearest_rotation(pose)
         for scale, *shift in itertools.product(_SCALES, _SHIFTS, _SHIFTS, _SHIFTS):
             candidate = _matching(pose.name, scale * rotation, here, middle + size * np.array(shift))
             fit = fit_intensities(problem, replace(start, to_atlas=candidate.to_atlas), iterations=_FIRST_STEPS)
@@ -238,7 +238,8 @@ def _elsewhere(
     return sorted(poses, key=lambda pose: pose.objective)[:_PROMISING]
 
 
-def _nearest_rotation(pose: Pose) -> NDArray[np.float64]:
+def nearest_rotation(pose: Pose) -> NDArray[np.float64]:
+    """Return the rotation, target axes to atlas axes, that is nearest to a pose's affine."""
     u, _, v = np.linalg.svd(pose.to_atlas[:3, :3])
     return np.asarray(u @ v)
 
@@ -276,7 +277,7 @@ def _poses_of_parts(
         candidates = found.poses[:1]
     poses = []
     for pose in candidates:
-        rotation = _nearest_rotation(pose)
+        rotation = nearest_rotation(pose)
         along = brain @ (rotation @ face.normal)
         for part in _PARTS:
             left = brain[along <= np.quantile(along, part)]

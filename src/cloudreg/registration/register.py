@@ -22,9 +22,10 @@ from cloudreg.registration.even import even_out
 from cloudreg.registration.fit import Scales, Solution, choose_scales, solve
 from cloudreg.registration.flow import invert, jacobian_determinant
 from cloudreg.registration.levels import Image
-from cloudreg.registration.pose import MOST_ANISOTROPY, MOST_VOLUME, TIE, implausible
+from cloudreg.registration.pose import MOST_ANISOTROPY, MOST_VOLUME, TIE, implausible, nearest_rotation
 from cloudreg.registration.prepare import labelled_part, prepare
 from cloudreg.registration.solver import Explanation
+from cloudreg.registration.within import brain_within, enclosed, near_the_brain, shows_more
 from cloudreg.run_folder import library_versions
 from cloudreg.settings import RegistrationSettings
 from cloudreg.space import Grid, axes_between, proper_orientations
@@ -146,12 +147,18 @@ def register_volume(
     if initial_affine is None and settings.scale is None:
         _require_like_size(targets[0], templates[0])
 
-    def solved(templates: Sequence[Image], scales: Scales) -> Solution:
+    rotations = _rotations(target, atlas, settings)
+
+    def solved(
+        targets: Sequence[Image],
+        templates: Sequence[Image],
+        scales: Scales,
+        initial: NDArray[np.float64] | None,
+    ) -> Solution:
         pairs = [(seen, template) for seen in targets for template in templates]
-        rotations = _rotations(target, atlas, settings)
         checkpoint = None
         if work is not None:
-            values = settings.model_dump(mode="json"), scales, rotations, initial_affine, library_versions()
+            values = settings.model_dump(mode="json"), scales, rotations, initial, library_versions()
             checkpoint = Checkpoint(work, digest([*targets, *templates], *values))
         steps = sum(settings.iterations[-len(scales.levels) :])
         with track("registering", steps, "steps") as advance:
@@ -161,14 +168,14 @@ def register_volume(
                 settings,
                 scales=scales,
                 more=pairs[1:],
-                initial=None if initial_affine is None else np.asarray(np.linalg.inv(initial_affine), dtype=np.float64),
+                initial=None if initial is None else np.asarray(np.linalg.inv(initial), dtype=np.float64),
                 backend=backend,
                 checkpoint=checkpoint,
                 report=say,
                 advance=advance,
             )
 
-    solution = solved(templates, scales)
+    solution = solved(targets, templates, scales, initial_affine)
     known = initial_affine is not None or settings.scale is not None
     if implausible(solution.fit.to_atlas) and not known and atlas.labels is not None:
         brains = [labelled_part(template, atlas.labels, engine) for template in templates]
@@ -176,10 +183,28 @@ def register_volume(
         if len(found) == len(templates):
             say("the scales are no brain's, and the template shows more than its regions: once more with these alone")
             brain_scales = choose_scales(found[0], target.grid, atlas.template.grid, settings)
-            second = solved(found, brain_scales)
+            second = solved(targets, found, brain_scales, None)
             if not implausible(second.fit.to_atlas):
                 solution, scales = second, brain_scales
-    registration = _finish(solution, scales, biases)
+    try:
+        registration = _finish(solution, scales, biases)
+    except RegistrationFailedError:
+        if known or not shows_more(targets[0], templates[0]):
+            raise
+        say(
+            "that failed, and the target shows more than a brain: once more with what lies near the atlas's brain alone"
+        )
+        turns = (
+            [turn for _, turn in rotations] if len(rotations) == 1 else [nearest_rotation(p) for p in solution.poses]
+        )
+        to_atlas = brain_within(targets[0], templates[0], turns, scales.unit)
+        if not enclosed(targets[0], templates[0], to_atlas, scales.unit):
+            raise
+        near = [near_the_brain(seen, templates[0], to_atlas, scales.unit) for seen in targets]
+        second = solved(near, templates, scales, _inverse_affine(to_atlas))
+        if implausible(second.fit.to_atlas):
+            raise
+        registration = _finish(second, scales, biases, within=True)
     for doubt in registration.figures["doubts"]:
         say(f"doubt: {doubt}")
     return registration
@@ -279,8 +304,11 @@ def _on_grid(mask: Volume, grid: Grid, engine: Engine) -> NDArray[np.float32]:
     return np.asarray(np.clip(sampled, 0, 1), dtype=np.float32)
 
 
-def _finish(solution: Solution, scales: Scales, biases: dict[int, BiasField]) -> Registration:
-    """Turn the solver's unknowns into a transform both ways, and measure it."""
+def _finish(solution: Solution, scales: Scales, biases: dict[int, BiasField], *, within: bool = False) -> Registration:
+    """Turn the solver's unknowns into a transform both ways, and measure it.
+
+    ``within`` says that the target shows more than a brain, of which only the surroundings of the atlas's were used.
+    """
     fit, grid = solution.fit, solution.velocity_grid
     inverse = fit.flow.displacement
     spacing = fit.flow.spacing
@@ -295,6 +323,7 @@ def _finish(solution: Solution, scales: Scales, biases: dict[int, BiasField]) ->
     level = solution.problem.level
     explanation = solution.problem.explain(fit)
     figures = _figures(solution, transform, explanation)
+    figures["within"] = within
     _refuse_failure(figures)
     figures["doubts"] = _doubts(figures)
     return Registration(
@@ -385,6 +414,11 @@ def _doubts(figures: dict[str, Any]) -> list[str]:
     if figures["cuts"]:
         where = " and ".join(figures["cuts"])
         doubts.append(f"the brain was taken to be cut at {where}: regions beyond are a guess from the rest")
+    if figures["within"]:
+        doubts.append(
+            "the target shows more than a brain: where the brain lies in it was found by trying, and only what is near "
+            "was used, so look at the result or give a volume of the brain alone"
+        )
     if figures["matched_fraction"] < 0.5:
         doubts.append(f"only {figures['matched_fraction']:.0%} of the brain matches the atlas")
     if figures["pose_margin"] is not None and figures["pose_margin"] < TIE:
