@@ -18,7 +18,8 @@ from cloudreg.space import Box
 from cloudreg.stitching import align, fuse, fusion
 from cloudreg.stitching.content import content_part, content_weights
 from cloudreg.stitching.exposure import Exposure, balance_exposure, solve_exposures
-from cloudreg.stitching.fusion import FuseBlock, block_bytes, block_shape, edge_weights, tile_boxes
+from cloudreg.stitching.fusion import FuseBlock, block_bytes, block_shape, edge_weights
+from cloudreg.stitching.places import tile_places
 from cloudreg.tiles import read_project, to_project, write_colm, write_project
 
 SETTINGS = FusionSettings(chunk=(8, 16, 16))
@@ -221,28 +222,27 @@ def test_tiles_on_disk_are_aligned_and_fused_into_the_specimen(make_phantom, eng
     volume = fuse(raw, 0, project, None, tmp_path / "v.ome.zarr", SETTINGS, engine, orientation="asr")
     assert volume.orientation == "asr"
 
-    boxes = fusion.tile_boxes(raw, project)
+    places = tile_places(raw, project)
     writer = create_volume(tmp_path / "w.ome.zarr", volume.grid, volume.dtype, chunk=SETTINGS.chunk, orientation="asr")
     origin = tuple(np.rint(volume.grid.origin_um / raw.voxel_size_um).astype(int).tolist())
-    task = FuseBlock(raw, 0, None, tuple(boxes), origin, "cosine", writer)
+    task = FuseBlock(raw, 0, None, tuple(places), origin, "cosine", writer)
     pickle.loads(pickle.dumps(task))(Box.whole(volume.grid.shape))
     np.testing.assert_array_equal(writer.read(), volume.read())
 
     # The overlap of two tiles shows what both saw: were they misplaced by a pixel, it would be blurred or doubled.
-    fused = volume.read(boxes[0].intersection(boxes[1]).shifted([-o for o in origin]))
-    first = phantom.acquisition.stacks[0, 0][
-        boxes[0].intersection(boxes[1]).shifted([-s for s in boxes[0].start]).slices
-    ]
+    one, other = (place.box for place in places[:2])
+    fused = volume.read(one.intersection(other).shifted([-o for o in origin]))
+    first = phantom.acquisition.stacks[0, 0][one.intersection(other).shifted([-s for s in one.start]).slices]
     assert np.corrcoef(fused[:4].ravel(), first[:4].ravel())[0, 1] > 0.93
 
 
 def test_a_block_takes_the_memory_that_was_foreseen(in_memory, tmp_path):
     pixels = np.random.default_rng(0).integers(1, 999, (64, 600, 500), dtype=np.uint16)
     tiles = in_memory({(0, 0): pixels, (0, 1): pixels}, (1, 2), (0.1, 0.1))
-    boxes = fusion.tile_boxes(tiles, placed(tiles))
-    grid = fusion.canvas_grid(boxes, tiles.voxel_size_um)
+    places = tile_places(tiles, placed(tiles))
+    grid = fusion.canvas_grid(places, tiles.voxel_size_um)
     writer = create_volume(tmp_path / "v.ome.zarr", grid, np.uint16)
-    task, box = FuseBlock(tiles, 0, None, tuple(boxes), (0, 0, 0), "cosine", writer), Box((0, 0, 0), (64, 512, 896))
+    task, box = FuseBlock(tiles, 0, None, tuple(places), (0, 0, 0), "cosine", writer), Box((0, 0, 0), (64, 512, 896))
     task(box)
     tracemalloc.start()
     task(box)
@@ -284,7 +284,7 @@ def test_exposures_are_balanced(in_memory, engine, tmp_path):
         for (r, c), gain in gains.items()
     }
     tiles = in_memory(stacks, (2, 3), (28 / 128, 28 / 128))
-    found = balance_exposure(tiles, 0, None, tile_boxes(tiles, placed(tiles)), engine)
+    found = balance_exposure(tiles, 0, None, tile_places(tiles, placed(tiles)), engine)
     products = np.array([e.gain * gains[t.row, t.column] for e, t in zip(found, tiles.tiles, strict=True)])
     np.testing.assert_allclose(products / products.mean(), 1, atol=0.02)
     assert np.mean([e.gain for e in found]) == pytest.approx(1)
