@@ -20,7 +20,7 @@ from cloudreg.stitching.content import content_part, content_weights
 from cloudreg.stitching.exposure import Exposure, balance_exposure, solve_exposures
 from cloudreg.stitching.fusion import FuseBlock, block_bytes, block_shape, edge_weights
 from cloudreg.stitching.places import tile_places
-from cloudreg.tiles import read_project, to_project, write_colm, write_project
+from cloudreg.tiles import Drift, read_project, to_project, write_colm, write_project
 
 SETTINGS = FusionSettings(chunk=(8, 16, 16))
 
@@ -39,6 +39,16 @@ def placed(acquisition, positions=None):
 
 
 JITTERED = {(0, 0): (0.4, -3.2, 2.0), (0, 1): (-1.6, 1.0, 37.5), (1, 1): (2.0, 30.7, 33.3)}
+
+
+def swaying(project):
+    """The same project with tiles that drift sideways, by several pixels and not all alike."""
+    drifts = {
+        (0, 0): Drift((0.0, 19.0), (-3.4, 3.4), (5.0, -5.0)),
+        (0, 1): Drift((0.0, 9.0, 19.0), (0.0, -4.2, 0.0), (1.0, 0.0, -1.0)),
+        (1, 1): Drift((0.0, 19.0), (2.0, -2.0), (0.0, 0.0)),
+    }
+    return project.drifting(drifts)
 
 
 def digest(folder):
@@ -125,10 +135,48 @@ def test_shading_is_taken_off_on_the_way(acquisition, engine, tmp_path):
     assert fused.max() == 65535
 
 
+def test_each_plane_of_a_tile_that_drifts_lies_where_it_was_found(acquisition, engine, tmp_path):
+    project = swaying(placed(acquisition, JITTERED))
+    volume = fuse(acquisition, 0, project, None, tmp_path / "v.ome.zarr", SETTINGS, engine)
+    place = tile_places(acquisition, project)[0]
+    fused, origin = volume.read(), np.rint(volume.grid.origin_um / acquisition.voxel_size_um).astype(int)
+    assert len({place.at(z).start for z in range(20)}) == 20
+    for plane in range(20):
+        drift = project.tile(0, 0).drift.at([plane])[0]
+        corner = np.floor(np.add(JITTERED[0, 0][1:], drift) + 0.5)
+        box = place.at(place.first_plane + plane)
+        assert box.start[1:] == tuple(corner.astype(int))
+        # No other tile sees its first 20 rows and columns.
+        z, y, x = np.subtract(box.start, origin)
+        np.testing.assert_array_equal(fused[z, y : y + 20, x : x + 20], acquisition.stacks[0, 0][plane, :20, :20])
+
+
+def test_the_volume_holds_all_that_drifting_tiles_saw(acquisition, engine, tmp_path):
+    straight, project = placed(acquisition), swaying(placed(acquisition))
+    before, after = (fusion.canvas_grid(tile_places(acquisition, p), (1, 1, 1)) for p in (straight, project))
+    # Tile (0, 0) goes up to 5 columns to the left of its place, (0, 1) up to 4 rows above its, and (1, 1) 2 below its.
+    np.testing.assert_array_equal(after.origin_um, (0, -4, -5))
+    assert before.shape == (20, 72, 120)
+    assert after.shape == (20, 72 + 4 + 2, 120 + 5)
+    jittered = tile_places(acquisition, swaying(placed(acquisition, JITTERED)))
+    assert fusion.canvas_grid(jittered, (1, 1, 1), "intersection").shape[0] == 16
+
+
+def test_planes_stored_together_are_read_once_however_a_tile_drifts(acquisition, tmp_path, monkeypatch):
+    monkeypatch.setattr(type(acquisition), "planes_together", 5)
+    project = swaying(placed(acquisition))
+    with Engine(workers=1, memory="1GB") as alone:
+        fuse(acquisition, 0, project, None, tmp_path / "v.ome.zarr", FusionSettings(), alone)
+    assert max(acquisition.reads.values()) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("drift", [lambda p: p, swaying], ids=["straight", "drifting"])
 @pytest.mark.parametrize("options", [{}, {"blending": "content", "balance_exposure": True}])
 @pytest.mark.parametrize("block", [(8, 16, 16), (8, 32, 112), (24, 80, 16)])
-def test_the_bytes_do_not_depend_on_blocks_and_workers(acquisition, engine, tmp_path, monkeypatch, block, options):
-    project = placed(acquisition, JITTERED)
+def test_the_bytes_do_not_depend_on_blocks_and_workers(
+    acquisition, engine, tmp_path, monkeypatch, block, options, drift
+):
+    project = drift(placed(acquisition, JITTERED))
     settings = SETTINGS.model_copy(update=options)
     with Engine(workers=1, memory="1GB") as alone:
         fuse(acquisition, 0, project, None, tmp_path / "a.ome.zarr", settings, alone)
@@ -137,8 +185,9 @@ def test_the_bytes_do_not_depend_on_blocks_and_workers(acquisition, engine, tmp_
     assert digest(tmp_path / "a.ome.zarr") == digest(tmp_path / "b.ome.zarr")
 
 
-def test_a_killed_fusion_goes_on_and_gives_the_same_bytes(acquisition, tmp_path, monkeypatch):
-    project = placed(acquisition, JITTERED)
+@pytest.mark.parametrize("drift", [lambda p: p, swaying], ids=["straight", "drifting"])
+def test_a_killed_fusion_goes_on_and_gives_the_same_bytes(acquisition, tmp_path, monkeypatch, drift):
+    project = drift(placed(acquisition, JITTERED))
     monkeypatch.setattr(fusion, "block_shape", lambda *_, **__: (8, 32, 64))
     whole, path = FuseBlock.__call__, tmp_path / "b.ome.zarr"
     calls = []

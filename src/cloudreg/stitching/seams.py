@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from cloudreg.errors import InputError
 from cloudreg.execution import Engine
 from cloudreg.space import Box
+from cloudreg.stitching.drift import Drifts, LayerResidual
 from cloudreg.stitching.links import neighbours
 from cloudreg.stitching.places import TilePlace, shared, tile_places
 from cloudreg.tiles import Acquisition, Project, Tile, to_project
@@ -27,7 +28,7 @@ Array = NDArray[Any]
 _DEPTHS = 5
 _BLOCK = 2
 _MOSAIC_PX = 640
-_TABLE, _BEFORE, _AFTER = "seams.csv", "before.tif", "after.tif"
+_TABLE, _LAYERS, _BEFORE, _AFTER = "seams.csv", "layers.csv", "before.tif", "after.tif"
 
 
 @dataclass(frozen=True)
@@ -106,9 +107,19 @@ def mosaic(
 
 
 def save_seams(
-    acquisition: Acquisition, channel: int, shading: Shading | None, project: Project, folder: Path, engine: Engine
+    acquisition: Acquisition,
+    channel: int,
+    shading: Shading | None,
+    project: Project,
+    folder: Path,
+    engine: Engine,
+    *,
+    drifts: Drifts | None = None,
 ) -> None:
-    """Measure the seams and write ``seams.csv``, ``before.tif`` and ``after.tif`` into a folder; the table last."""
+    """Measure the seams and write ``seams.csv``, ``before.tif`` and ``after.tif`` into a folder; the table last.
+
+    Where tiles drift, what is left of the links in each layer goes to ``layers.csv``.
+    """
     import tifffile
 
     seams = measure_seams(acquisition, channel, shading, project, engine)
@@ -117,12 +128,39 @@ def save_seams(
     for name, flat, where in ((_BEFORE, None, stage), (_AFTER, shading, project)):
         picture = mosaic(acquisition, channel, flat, tile_places(acquisition, where))
         tifffile.imwrite(folder / name, picture, photometric="minisblack", metadata=None)
-    unfinished = folder / f".{_TABLE}.unfinished"
+    if drifts is not None:
+        _write_table(folder / _LAYERS, LayerResidual, drifts.layers)
+    _write_table(folder / _TABLE, Seam, seams)
+
+
+def _write_table(path: Path, kind: type[Seam] | type[LayerResidual], rows: Sequence[Seam | LayerResidual]) -> None:
+    unfinished = path.with_name(f".{path.name}.unfinished")
     with unfinished.open("w", newline="") as file:
-        writer = csv.DictWriter(file, [f.name for f in fields(Seam)])
+        writer = csv.DictWriter(file, [f.name for f in fields(kind)])
         writer.writeheader()
-        writer.writerows(asdict(seam) for seam in seams)
-    unfinished.replace(folder / _TABLE)
+        writer.writerows(asdict(row) for row in rows)
+    unfinished.replace(path)
+
+
+def load_layers(folder: Path) -> list[LayerResidual]:
+    """Read what `save_seams` wrote of the layers; none where no drift was found.
+
+    Raises
+    ------
+    InputError
+        If the file does not hold it.
+    """
+    path = folder / _LAYERS
+    if not path.exists():
+        return []
+    try:
+        with path.open(newline="") as file:
+            return [
+                LayerResidual(float(r["plane"]), int(r["links"]), float(r["px"]), float(r["straight_px"]))
+                for r in csv.DictReader(file)
+            ]
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"expected plane, links, px and straight_px in {path}: {error}") from error
 
 
 def load_seams(folder: Path) -> tuple[list[Seam], NDArray[np.float32], NDArray[np.float32]]:

@@ -30,7 +30,7 @@ def write_project(project: Project, path: str | Path, *, step: Step) -> None:
         The last one that was done.
     """
     if step == "import":
-        project = project.mapped(lambda tile: replace(tile, east=(), south=(), stitchable=False))
+        project = project.mapped(lambda tile: replace(tile, east=(), south=(), stitchable=False, drift=None))
     elif step == "displcomp":
         project = project.mapped(lambda tile: replace(tile, stitchable=False))
     else:
