@@ -45,7 +45,7 @@ def swaying(project):
     """The same project with tiles that drift sideways, by several pixels and not all alike."""
     drifts = {
         (0, 0): Drift((0.0, 19.0), (-3.4, 3.4), (5.0, -5.0)),
-        (0, 1): Drift((0.0, 9.0, 19.0), (0.0, -4.2, 0.0), (1.0, 0.0, -1.0)),
+        (0, 1): Drift((0.0, 9.0, 19.0), (0.0, -4.2, 0.0), (3.0, 0.0, -3.0)),
         (1, 1): Drift((0.0, 19.0), (2.0, -2.0), (0.0, 0.0)),
     }
     return project.drifting(drifts)
@@ -164,10 +164,12 @@ def test_the_volume_holds_all_that_drifting_tiles_saw(acquisition, engine, tmp_p
 
 def test_planes_stored_together_are_read_once_however_a_tile_drifts(acquisition, tmp_path, monkeypatch):
     monkeypatch.setattr(type(acquisition), "planes_together", 5)
+    monkeypatch.setattr(fusion, "block_shape", lambda *_, **__: (24, 80, 64))
     project = swaying(placed(acquisition))
     with Engine(workers=1, memory="1GB") as alone:
-        fuse(acquisition, 0, project, None, tmp_path / "v.ome.zarr", FusionSettings(), alone)
-    assert max(acquisition.reads.values()) == pytest.approx(1)
+        fuse(acquisition, 0, project, None, tmp_path / "v.ome.zarr", SETTINGS, alone)
+    # A tile that lies in two blocks is read in two parts, which share the columns that it drifts by.
+    assert max(acquisition.reads.values()) < 1.3
 
 
 @pytest.mark.parametrize("drift", [lambda p: p, swaying], ids=["straight", "drifting"])
