@@ -155,10 +155,16 @@ def swaying(make_phantom):
 
 
 @pytest.fixture(scope="module")
-def placed(swaying):
-    """Their projects, with drift and without."""
+def aligned(swaying):
+    """Them aligned, with drift and without."""
     with Engine(workers=2, memory="1GB") as engine:
-        return {s.drift: align(swaying.acquisition, 0, None, s, engine) for s in (ON, OFF)}
+        return {s.drift: align_in_steps(swaying.acquisition, 0, None, s, engine) for s in (ON, OFF)}
+
+
+@pytest.fixture(scope="module")
+def placed(aligned):
+    """Their projects, with drift and without."""
+    return {drift: alignment.placed for drift, alignment in aligned.items()}
 
 
 def distances(phantom, project):
@@ -218,15 +224,15 @@ def test_layers_are_kept_only_where_a_drift_is_looked_for(swaying, engine):
     assert [len(link.layers) for link in links] == [5] * 4
 
 
-def test_the_report_shows_the_drift(placed, swaying, engine, tmp_path):
-    found = align_in_steps(swaying.acquisition, 0, None, ON, engine)
+def test_the_report_shows_the_drift(aligned, swaying, engine, tmp_path):
+    found = aligned["layers"]
     save_seams(swaying.acquisition, 0, None, found.placed, tmp_path, engine, drifts=found.drifts)
     layers = load_layers(tmp_path)
     assert layers == list(found.drifts.layers)
     titles = [part.title for part in alignment_section(found.placed, layers).parts]
     assert titles[-1] == "Drift over the depth"
     assert len(alignment_section(found.placed, layers).parts[-1].pictures) == 3
-    assert "Drift over the depth" not in [part.title for part in alignment_section(placed["none"]).parts]
+    assert "Drift over the depth" not in [part.title for part in alignment_section(aligned["none"].placed).parts]
 
 
 def test_projections_do_not_show_a_drift():
