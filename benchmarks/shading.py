@@ -1,11 +1,13 @@
 """How well is the flat field of tiles found? On tiles with a known field, and on real ones against other methods.
 
-    python benchmarks/shading.py [--seeds 20] [--first-seed 0] [--data SHARED/data] [--methods combined mean n4 basic]
+    python benchmarks/shading.py [--exposure 0.15] [--seeds 20] [--first-seed 0] [--data SHARED/data]
+                                 [--methods combined mean n4 basic]
 
 Each seed draws a field (its kind, depth and centre), a stage grid, a brightness and a background, and cuts noisy tiles
 out of three kinds of tissue: a brain that fills the grid, a sparse one that lies in few tiles, and, with ``--data``, a
-real brain. The error is the rms of found over true field, both of mean 1, in per cent. With ``--data``, the fields of
-the 54 real tiles are compared with each other, and by the seams that they leave.
+real brain. With ``--exposure`` tiles differ in brightness, by this deviation of the logarithm. The error is the rms of
+found over true field, both of mean 1, in per cent. With ``--data``, the fields of the 54 real tiles are compared with
+each other, and by the seams that they leave.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ import numpy as np
 import tifffile
 from scipy import ndimage
 
-from cloudreg.errors import MissingExtraError
+from cloudreg.errors import InputError
 from cloudreg.execution import Engine
 from cloudreg.flatfield import Shading, estimate_shading
 from cloudreg.settings import ShadingSettings
@@ -106,8 +108,10 @@ def read_brain(data: Path) -> np.ndarray:
     return np.maximum(brain - dark, 0) / np.median(brain[brain > 3 * dark])
 
 
-def cut_case(tissue: np.ndarray, flat: np.ndarray, random: np.random.Generator) -> ArrayAcquisition:
-    """Expose the tiles that fit on a tissue: shot noise, read noise, a background, errors of the stage."""
+def cut_case(
+    tissue: np.ndarray, flat: np.ndarray, random: np.random.Generator, gains: np.random.Generator, exposure: float
+) -> ArrayAcquisition:
+    """Expose the tiles that fit on a tissue: shot noise, read noise, a background, errors of the stage, own gains."""
     overlap, photons, background = random.uniform(0.1, 0.2), 10 ** random.uniform(2, 3.5), random.uniform(50, 300)
     side = flat.shape[0]
     pitch = round(side * (1 - overlap))
@@ -115,22 +119,23 @@ def cut_case(tissue: np.ndarray, flat: np.ndarray, random: np.random.Generator) 
     stacks = {}
     for place in np.ndindex(rows, columns):
         y, x = (a * pitch + int(random.integers(0, 5)) for a in place)
-        light = photons * tissue[:, y : y + side, x : x + side] * flat
+        light = np.exp(gains.normal(0, exposure)) * photons * tissue[:, y : y + side, x : x + side] * flat
         seen = random.poisson(light) + random.normal(background, 3, light.shape)
         stacks[place] = np.clip(np.rint(seen), 0, 65535).astype(np.uint16)
     return ArrayAcquisition.of(stacks, 1 - pitch / side)
 
 
-def draw_case(kind: str, seed: int, brain: np.ndarray | None) -> tuple[ArrayAcquisition, np.ndarray]:
+def draw_case(kind: str, seed: int, brain: np.ndarray | None, exposure: float) -> tuple[ArrayAcquisition, np.ndarray]:
     """Return the tiles of a seed and the true field."""
-    random = np.random.default_rng([seed, ("brain", "sparse", "real").index(kind)])
+    number = ("brain", "sparse", "real").index(kind)
+    random, gains = np.random.default_rng([seed, number]), np.random.default_rng([seed, number, 1])
     flat = draw_field(FIELDS[seed % len(FIELDS)], random)
     if brain is None:
         rows, columns = (int(n) for n in random.integers(3, 6, 2))
         shape = PLANES, rows * 112 + SIDE, columns * 112 + SIDE
-        return cut_case(draw_tissue(shape, random, sparse=kind == "sparse"), flat, random), flat
+        return cut_case(draw_tissue(shape, random, sparse=kind == "sparse"), flat, random, gains, exposure), flat
     first = int(random.integers(40, len(brain) - 90))
-    return cut_case(brain[first : first + 2 * PLANES : 2], flat, random), flat
+    return cut_case(brain[first : first + 2 * PLANES : 2], flat, random, gains, exposure), flat
 
 
 def rms_percent(found: np.ndarray, truth: np.ndarray) -> float:
@@ -139,12 +144,14 @@ def rms_percent(found: np.ndarray, truth: np.ndarray) -> float:
     return float(100 * np.sqrt(np.mean((ratio / ratio.mean() - 1) ** 2)))
 
 
-def compare_on_known_fields(methods: list[str], seeds: range, data: Path | None, engine: Engine) -> None:
+def compare_on_known_fields(
+    methods: list[str], seeds: range, data: Path | None, engine: Engine, exposure: float
+) -> None:
     """Print a table of errors."""
     brain = None if data is None else read_brain(data)
     print(f"| tissue | method | median % | 90th % | worst % | under 1.5 % | seconds |\n|{'---|' * 7}")
     for kind in ("brain", "sparse", *(() if brain is None else ("real",))):
-        cases = [draw_case(kind, seed, brain if kind == "real" else None) for seed in seeds]
+        cases = [draw_case(kind, seed, brain if kind == "real" else None, exposure) for seed in seeds]
         before = [rms_percent(np.ones_like(flat), flat) for _, flat in cases]
         print(f"| {kind} | *uncorrected* | {np.median(before):.2f} | | {max(before):.2f} | | |")
         for method in methods:
@@ -152,7 +159,7 @@ def compare_on_known_fields(methods: list[str], seeds: range, data: Path | None,
             started, errors = time.perf_counter(), []
             try:
                 errors = [rms_percent(estimate_shading(a, 0, settings, engine).flat, flat) for a, flat in cases]
-            except MissingExtraError as error:
+            except InputError as error:
                 print(f"| {kind} | {method} | {error} |")
                 continue
             seconds = (time.perf_counter() - started) / len(seeds)
@@ -199,7 +206,7 @@ def compare_on_real_tiles(methods: list[str], data: Path, engine: Engine) -> Non
     for method in methods:
         try:
             found[method] = estimate_shading(acquisition, 0, ShadingSettings(method=method), engine)
-        except MissingExtraError as error:
+        except InputError as error:
             print(error)
     background = next(iter(found.values())).background
     print(f"\n54 real tiles, background {background:.0f}; rms difference of the fields in per cent, and seams left\n")
@@ -222,7 +229,7 @@ def hold_out(methods: list[str], data: Path, engine: Engine) -> None:
     for method in methods:
         try:
             one, other = (estimate_shading(half, 0, ShadingSettings(method=method), engine) for half in (left, right))
-        except MissingExtraError as error:
+        except InputError as error:
             print(error)
             continue
         apart = rms_percent(one.flat, other.flat)
@@ -235,11 +242,12 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=20, help="how many")
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--data", type=Path, help="folder with mouse_stpt and tiles")
+    parser.add_argument("--exposure", type=float, default=0.0, help="how much tiles differ in brightness")
     parser.add_argument("--methods", nargs="+", default=["combined", "mean", "n4", "basic"])
     options = parser.parse_args()
     with Engine(workers=2, memory="2GB") as engine:
         seeds = range(options.first_seed, options.first_seed + options.seeds)
-        compare_on_known_fields(options.methods, seeds, options.data, engine)
+        compare_on_known_fields(options.methods, seeds, options.data, engine, options.exposure)
         if options.data is not None:
             compare_on_real_tiles(options.methods, options.data, engine)
             hold_out(options.methods, options.data, engine)

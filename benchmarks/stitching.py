@@ -13,6 +13,7 @@ memory. They are told how far off the stage may be; cloudreg searches as far as 
 The error is a tile's distance from the truth in pixels of all three axes, without the shift that all tiles have in
 common, over the tiles that the images can place at all; ``blank`` is the largest error of the others. Tiles that
 ``cloudreg align`` doubts are counted, and the largest error of all others, blank ones included, is given as well.
+Where tiles drift over their depth, it is the error of every plane of every tile, without what all tiles have in common.
 
 ``--size`` makes tiles x side x planes, in that many uint16 pixels, and measures flat field, alignment, fusion and
 pyramid in one process, and then reading the same tiles and writing the same volume, and nothing else, in another. CPU
@@ -47,6 +48,7 @@ from measuring import Usage, run_measured
 from stitching_cases import KINDS, VOXEL_UM, Case, Kind, make_case, read_specimen
 from stitching_rivals import METHODS
 
+_DRIFT = "cloudreg --drift layers"
 _HERE = Path(__file__).resolve().parent
 _MODULES = {"multiview-stitcher": "multiview_stitcher", "zetastitcher": "zetastitcher"}
 
@@ -77,6 +79,7 @@ class Found:
     doubtful: np.ndarray | None
     seconds: float
     peak_bytes: float
+    sway_px: np.ndarray | None = None
 
 
 def timed(command: list[str], log: Path) -> Usage:
@@ -85,21 +88,24 @@ def timed(command: list[str], log: Path) -> Usage:
         return run_measured(command, file)
 
 
-def run_cloudreg(case: Case, folder: Path) -> Found:
+def run_cloudreg(case: Case, folder: Path, *options: str) -> Found:
     """Align a case."""
     project = folder / "project.xml"
     project.unlink(missing_ok=True)
-    command = [sys.executable, "-m", "cloudreg", "align", str(case.raw), str(project)]
+    command = [sys.executable, "-m", "cloudreg", "align", str(case.raw), str(project), *options]
     usage = timed(command, folder / "cloudreg.log")
     if usage.code:
         return Found(None, None, usage.seconds, usage.peak_bytes)
     found = read_project(project)
+    drifts = [found.tile(int(r), int(c)).drift for r, c in case.cells]
+    planes = np.arange(found.slices)
     doubtful = {(tile.row, tile.column) for tile, _ in doubts(found)}
     return Found(
         np.array([found.position_px(int(r), int(c)) for r, c in case.cells]),
         np.array([(int(r), int(c)) in doubtful for r, c in case.cells]),
         usage.seconds,
         usage.peak_bytes,
+        np.array([np.zeros((len(planes), 2)) if drift is None else drift.at(planes) for drift in drifts]),
     )
 
 
@@ -149,9 +155,9 @@ def compare(options: argparse.Namespace, folder: Path) -> list[Row]:
                 case = make_case(here / "raw", kind, read_specimen(path, kind, seed), seed)
                 if not rows:
                     run_cloudreg(case, here)  # compiles
-                for method in ["cloudreg", *rivals]:
-                    if method == "cloudreg":
-                        found = run_cloudreg(case, here)
+                for method in ["cloudreg", *([_DRIFT] if kind.drifts else []), *rivals]:
+                    if method in ("cloudreg", _DRIFT):
+                        found = run_cloudreg(case, here, *method.split()[1:])
                     else:
                         found = run_rival(method, options.rivals, kind, case, here)
                     label = "synthetic" if path is None else path.name
@@ -172,7 +178,7 @@ def _row(name: str, label: str, seed: int, method: str, case: Case, found: Found
     nan = float("nan")
     if found.positions_px is None:
         return Row(name, label, seed, method, nan, nan, nan, 0, nan, found.seconds, found.peak_bytes / 1e6, "failed")
-    errors = case.errors(found.positions_px)
+    errors = case.errors(found.positions_px, found.sway_px)
     held = errors[case.held]
     sure = errors if found.doubtful is None else errors[~found.doubtful]
     return Row(

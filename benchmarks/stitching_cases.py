@@ -40,18 +40,33 @@ class Specimen:
         self._coefficients = ndimage.spline_filter(voxels, mode="mirror").astype(np.float32)
         self._zoom = px_per_voxel
 
-    def cut(self, position_px: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-        """Return the values at a lattice of whole pixels from a position that need not be whole."""
-        result = self._coefficients
-        for axis, (start, count, zoom) in enumerate(zip(position_px, shape, self._zoom, strict=True)):
-            at = (start + np.arange(count)) / zoom
-            length = self._coefficients.shape[axis]
-            weights = np.zeros((count, length), np.float32)
-            for k in range(-1, 3):
-                index = np.floor(at).astype(int) + k
-                np.add.at(weights, (np.arange(count), _mirrored(index, length)), _cubic(at - index))
-            result = np.moveaxis(np.tensordot(weights, result, (1, axis)), 0, axis)
-        return result
+    def cut(self, position_px: np.ndarray, shape: tuple[int, ...], sway_px: np.ndarray | None = None) -> np.ndarray:
+        """Return the values at a lattice of whole pixels from a position that need not be whole.
+
+        With a sway (planes, 2) the rows and columns of each plane start that much farther on.
+        """
+        result = np.tensordot(self._weights(0, position_px[0], shape[0]), self._coefficients, (1, 0))
+        if sway_px is None:
+            rows, columns = (self._weights(axis, position_px[axis], shape[axis]) for axis in (1, 2))
+            return rows @ result @ columns.T
+        planes = np.empty(shape, np.float32)
+        for plane, voxels, moved in zip(planes, result, sway_px, strict=True):
+            rows, columns = (
+                self._weights(axis, start + s, shape[axis])
+                for axis, start, s in zip((1, 2), position_px[1:], moved, strict=True)
+            )
+            plane[:] = rows @ voxels @ columns.T
+        return planes
+
+    def _weights(self, axis: int, start: float, count: int) -> np.ndarray:
+        """Return the matrix (count, voxels) that takes the values at so many pixels along an axis."""
+        at = (start + np.arange(count)) / self._zoom[axis]
+        length = self._coefficients.shape[axis]
+        weights = np.zeros((count, length), np.float32)
+        for k in range(-1, 3):
+            index = np.floor(at).astype(int) + k
+            np.add.at(weights, (np.arange(count), _mirrored(index, length)), _cubic(at - index))
+        return weights
 
 
 def _mirrored(index: np.ndarray, length: int) -> np.ndarray:
@@ -118,6 +133,8 @@ class Case:
         (n, 3), z y x.
     held
         (n,), whether the images can say where the tile is: not for a blank one.
+    sway_px
+        (n, planes, 2), how tiles drift sideways, none in the mean over depth and over tiles; None if they don't.
     """
 
     raw: Path
@@ -125,10 +142,23 @@ class Case:
     nominal_px: np.ndarray
     truth_px: np.ndarray
     held: np.ndarray
+    sway_px: np.ndarray | None = None
 
-    def errors(self, positions_px: np.ndarray) -> np.ndarray:
-        """Distance of each tile from where it is, without the shift that all have in common."""
+    def errors(self, positions_px: np.ndarray, sway_px: np.ndarray | None = None) -> np.ndarray:
+        """Distance of each tile from where it is, without the shift that all have in common; if tiles drift, by plane.
+
+        Parameters
+        ----------
+        positions_px
+            (n, 3).
+        sway_px
+            (n, planes, 2), or None for tiles that don't drift.
+        """
         difference = positions_px - self.truth_px
+        if self.sway_px is not None:
+            sideways = (0 if sway_px is None else sway_px) - self.sway_px
+            difference = difference[:, None] + np.pad(sideways, ((0, 0), (0, 0), (1, 0)))
+            return np.linalg.norm(difference - np.median(difference[self.held], axis=0), axis=2)
         return np.linalg.norm(difference - np.median(difference[self.held], axis=0), axis=1)
 
 
@@ -158,6 +188,10 @@ class Kind:
         Done to the planes of a tile, or None for one that was lost.
     whole
         The volume as it is, with the air around it, instead of a box inside the tissue.
+    sway_px
+        How far tiles drift sideways over their depth, standard deviations along y and x.
+    drifts
+        Whether it is aligned with ``--drift layers`` as well.
     """
 
     grid: tuple[int, int] = (3, 4)
@@ -171,6 +205,8 @@ class Kind:
     empty: float = 0.0
     damage: Callable[[np.random.Generator, int], list[str]] | None = None
     whole: bool = False
+    sway_px: tuple[float, float] = (0.0, 0.0)
+    drifts: bool = False
     notes: str = field(default="", compare=False)
 
 
@@ -203,6 +239,10 @@ KINDS = {
     ),
     "dim": Kind((3, 4), (48, 192, 192), photons=25.0, notes="25 photons in bright tissue"),
     "whole": Kind((3, 4), (48, 192, 192), whole=True, notes="the whole volume with the air around it"),
+    "drift": Kind(
+        (3, 4), (192, 192, 192), sway_px=(1.5, 1.5), drifts=True, notes="tiles drift sideways over 192 planes"
+    ),
+    "still": Kind((3, 4), (192, 192, 192), drifts=True, notes="as drift, and no tile drifts"),
 }
 
 
@@ -216,6 +256,7 @@ def make_case(folder: Path, kind: Kind, specimen: Specimen, seed: int) -> Case:
     drift = np.array(cells, float) @ np.array(kind.drift_px)
     truth = nominal + drift + rng.uniform(-1, 1, nominal.shape) * kind.jitter_px
     holes = _holes(kind, cells, pitch, rng)
+    sways = _sways(kind, len(cells), np.random.default_rng([seed, 5])) if kind.drifts else None
     stacks: dict[tuple[int, int], tuple[np.ndarray, list[str]]] = {}
 
     def stack(row: int, column: int) -> tuple[np.ndarray, list[str]]:
@@ -225,7 +266,8 @@ def make_case(folder: Path, kind: Kind, specimen: Specimen, seed: int) -> Case:
             own = np.random.default_rng([seed, 3, row, column])
             fates = ["sound"] * depth if kind.damage is None else kind.damage(own, depth)
             position = truth[cells.index(cell)]
-            grey = specimen.cut(position + MARGIN_PX, kind.tile_shape).clip(0) * (cell not in kind.blank)
+            sway = None if sways is None else sways[cells.index(cell)]
+            grey = specimen.cut(position + MARGIN_PX, kind.tile_shape, sway).clip(0) * (cell not in kind.blank)
             grey *= _light(position, kind.tile_shape, holes)
             pixels = own.poisson(kind.photons * grey) + _CAMERA + _READ_NOISE * own.standard_normal(grey.shape)
             stacks[cell] = pixels.clip(1, 65535).astype(np.uint16), fates
@@ -267,7 +309,17 @@ def make_case(folder: Path, kind: Kind, specimen: Specimen, seed: int) -> Case:
         planes=plane,
     )
     held = _held(kind, cells, nominal, truth, specimen, holes)
-    return Case(folder, np.array(cells), nominal, truth, held)
+    return Case(folder, np.array(cells), nominal, truth, held, sways)
+
+
+def _sways(kind: Kind, tiles: int, rng: np.random.Generator) -> np.ndarray:
+    """Return how tiles drift sideways: slowly there and back, and a little faster (tiles, planes, 2)."""
+    at = np.linspace(-1, 1, kind.tile_shape[0])
+    ways = np.stack([at, 1.5 * at**2, np.sin(np.pi * at)])
+    sways = np.einsum("tki,kp->tpi", rng.normal(0, 1, (tiles, 3, 2)) * [[1], [0.5], [0.25]], ways)
+    sways -= sways.mean(axis=1, keepdims=True)
+    sways -= sways.mean(axis=0)
+    return sways / sways.std(axis=(0, 1)) * kind.sway_px
 
 
 def _held(

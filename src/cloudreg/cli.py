@@ -174,6 +174,10 @@ def align(
         Literal["least_squares", "tree"] | None,
         typer.Option("--placement", help="By all links together, or along the best chain as TeraStitcher's step 5."),
     ] = None,
+    drift: Annotated[
+        Literal["none", "layers"] | None,
+        typer.Option("--drift", help="layers: tiles may drift sideways over their depth. Default: none."),
+    ] = None,
     start: Annotated[
         Path | None, typer.Option("--from", help="Project of any step: the displacements in it are taken.")
     ] = None,
@@ -193,7 +197,7 @@ def align(
     """Find where each tile lies."""
     from cloudreg import commands
 
-    chosen = chosen_settings(settings, align__method=method, align__placement=placement)
+    chosen = chosen_settings(settings, align__method=method, align__placement=placement, align__drift=drift)
     with new_engine(workers, memory, cluster) as engine:
         commands.align(
             raw,

@@ -69,7 +69,7 @@ def align_tiles(
     if steps is not None:
         write_steps(alignment, steps, settings)
     if seams is not None:
-        save_seams(acquisition, channel, flat, alignment.placed, seams, engine)
+        save_seams(acquisition, channel, flat, alignment.placed, seams, engine, drifts=alignment.drifts)
     write_project(alignment.placed, out, step="merging")
 
 

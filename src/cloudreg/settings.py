@@ -58,10 +58,19 @@ class AlignSettings(Settings):
     placement: Literal["least_squares", "tree"] = Field(
         "least_squares", description="place by all links together, or along the most reliable chain as TeraStitcher"
     )
+    drift: Literal["none", "layers"] = Field(
+        "none", description="layers: tiles may drift sideways over their depth, and are compared in layers all over it"
+    )
     layer_planes: int = Field(60, ge=1, description="most planes that are projected together")
     minimum_reliability: float = Field(
         0.3, ge=0, le=1, description="along an axis of lower reliability, what projections show does not count"
     )
+
+    @model_validator(mode="after")
+    def _drift_is_seen(self) -> AlignSettings:
+        if self.drift == "layers" and self.method == "projections":
+            raise ValueError("projections don't show how tiles drift: choose method volume, or drift none")
+        return self
 
 
 class FusionSettings(Settings):

@@ -30,7 +30,18 @@ def make_tiles(tmp_path):
     Returns it with the true flat field.
     """
 
-    def make(rows=3, columns=4, depth=16, side=(96, 80), overlap=0.15, flat=None, volume=None, lost=(), unscanned=()):
+    def make(
+        rows=3,
+        columns=4,
+        depth=16,
+        side=(96, 80),
+        overlap=0.15,
+        flat=None,
+        volume=None,
+        lost=(),
+        unscanned=(),
+        gains=None,
+    ):
         rng = np.random.default_rng(5)
         height, width = side
         flat = vignette(height, width) if flat is None else flat
@@ -43,7 +54,7 @@ def make_tiles(tmp_path):
             if (row, column, index) in lost:
                 return None
             y, x = (a * p + s for a, p, s in zip((row, column), pitch, stage[row, column], strict=True))
-            light = volume[index, y : y + height, x : x + width] * flat
+            light = volume[index, y : y + height, x : x + width] * flat * (1 if gains is None else gains[row, column])
             seen = rng.poisson(light) + rng.normal(100, 2, light.shape)
             return np.clip(np.rint(seen), 0, 65535).astype(np.uint16)
 

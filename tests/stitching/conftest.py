@@ -89,8 +89,17 @@ class Texture:
         mean = sum(layer / layer.std() for layer in layers)
         self.spectrum = fft.rfftn(mean / mean.std())
 
-    def cut(self, position_px: Sequence[float], shape: Sequence[int]) -> np.ndarray:
-        """Return the values at a lattice of whole steps from a position that need not be whole."""
+    def cut(self, position_px: Sequence[float], shape: Sequence[int], sway_px: np.ndarray | None = None) -> np.ndarray:
+        """Return the values at a lattice of whole steps from a position that need not be whole.
+
+        With a sway (planes, 2) the rows and columns of each plane start that much farther on.
+        """
+        if sway_px is not None:
+            start, *corner = position_px
+            moved = fft.ifft(self.spectrum * np.exp(2j * np.pi * self.frequencies[0] * start), axis=0)[: shape[0]]
+            down, right = self.frequencies[1][0], self.frequencies[2][0]
+            phase = [np.exp(2j * np.pi * (down * y + right * x)) for y, x in np.add(corner, sway_px)]
+            return fft.irfft2(moved * phase, self.shape[1:])[:, : shape[1], : shape[2]]
         whole = np.floor(position_px).astype(int)
         phase = sum(f * (p - w) for f, p, w in zip(self.frequencies, position_px, whole, strict=True))
         moved = fft.irfftn(self.spectrum * np.exp(2j * np.pi * phase), self.shape)
@@ -102,11 +111,22 @@ class Texture:
 class Phantom:
     acquisition: MemoryAcquisition
     truth_px: np.ndarray
+    sway_px: np.ndarray | None = None
 
     def errors(self, positions_px: np.ndarray) -> np.ndarray:
         """Distance of each tile from where it is, without the shift common to all."""
         difference = positions_px - self.truth_px
         return np.linalg.norm(difference - np.median(difference, axis=0), axis=1)
+
+
+def _sways(tiles: int, planes: int, sway_px: Sequence[float], random: np.random.Generator) -> np.ndarray:
+    """Smooth random ways of tiles (tiles, planes, 2), none in the mean over depth or over tiles, of such deviations."""
+    at = np.linspace(-1, 1, planes)
+    shapes = np.stack([at, 1.5 * at**2, np.sin(np.pi * at)])
+    sways = np.einsum("tki,kp->tpi", random.normal(0, 1, (tiles, 3, 2)) * [[1], [0.5], [0.1]], shapes)
+    sways -= sways.mean(axis=1, keepdims=True)
+    sways -= sways.mean(axis=0)
+    return sways / sways.std(axis=(0, 1)) * sway_px
 
 
 def _some_links(links, count, random):
@@ -141,6 +161,7 @@ def cut_phantom(
     overlap: float = 0.2,
     jitter_px: Sequence[float] = (1.5, 4.0, 4.0),
     drift_px: Sequence[float] = (0.0, 0.0, 0.0),
+    sway_px: Sequence[float] | None = None,
     photons: float = 300.0,
     missing: Sequence[tuple[int, int]] = (),
     lost: dict[tuple[int, int], Iterable[int]] | None = None,
@@ -153,7 +174,7 @@ def cut_phantom(
     """Cut tiles out of a texture; shot noise on a background of 100.
 
     ``blank`` tiles show no tissue; ``empty_overlaps`` is the share of overlaps where there is none in the specimen. All
-    that is seen of the cell ``fibres`` are straight edges along y.
+    that is seen of the cell ``fibres`` are straight edges along y. With ``sway_px`` tiles drift sideways over depth.
     """
     random = np.random.default_rng(seed)
     pitch = tile_shape[1] * (1 - overlap), tile_shape[2] * (1 - overlap)
@@ -176,8 +197,9 @@ def cut_phantom(
     straight = Texture((size[0], 8, size[2]), seed=seed + 1, finest_px=finest_px)
     edges = [] if fibres is None else [_shared_area(fibres, fibres, pitch, tile_shape)]
     stacks = {}
-    for position, cell in zip(truth, cells, strict=True):
-        tissue = photons * np.exp(0.3 * texture.cut(position, tile_shape)) * (cell not in blank)
+    sways = [None] * len(cells) if sway_px is None else _sways(len(cells), tile_shape[0], sway_px, random)
+    for position, cell, sway in zip(truth, cells, sways, strict=True):
+        tissue = photons * np.exp(0.3 * texture.cut(position, tile_shape, sway)) * (cell not in blank)
         rows, columns = (p + np.arange(n) for p, n in zip(position[1:], tile_shape[1:], strict=True))
         for (y0, y1), (x0, x1) in holes:
             tissue *= 1 - _inside(rows, y0, y1)[:, None] * _inside(columns, x0, x1)
@@ -186,7 +208,7 @@ def cut_phantom(
             along_y = straight.cut((position[0], 0, position[2]), (tile_shape[0], 1, tile_shape[2]))
             tissue = tissue * (1 - here) + photons * np.exp(0.3 * along_y) * here
         stacks[cell] = random.poisson(100 + tissue).clip(0, 65535).astype(np.uint16)
-    return Phantom(hold(stacks, grid, (overlap, overlap), lost=lost), truth)
+    return Phantom(hold(stacks, grid, (overlap, overlap), lost=lost), truth, None if sway_px is None else sways)
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,9 @@
 """Correlation maps, peaks and filters against sums done the slow way."""
 
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
@@ -52,6 +56,26 @@ def test_few_lags_agree_with_the_map(pair):
     lags = np.array(list(np.ndindex(4, 4, 4))) - 1
     values = correlations_at([(first, second, first_planes, second_planes, (-1, -1, -1))], lags)
     np.testing.assert_allclose(values.reshape(4, 4, 4), expected, atol=2e-5)
+
+
+_DIGEST = """
+import hashlib
+import numpy as np
+from cloudreg.stitching.correlation import correlations_at
+first, second = (np.random.default_rng(i).standard_normal((9, 40, 43)).astype(np.float32) for i in (0, 1))
+seen = np.ones(9, bool)
+lags = np.array(list(np.ndindex(3, 3, 3)))
+print(hashlib.sha256(correlations_at([(first, second, seen, seen, (0, 0, 0))], lags).tobytes()).hexdigest())
+"""
+
+
+@pytest.mark.slow
+def test_code_from_the_cache_gives_the_bytes_of_code_just_compiled(tmp_path):
+    environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path)}
+    command = [sys.executable, "-c", _DIGEST]
+    digests = {subprocess.run(command, env=environment, capture_output=True, check=True).stdout for _ in range(2)}
+    assert len(digests) == 1
+    assert list(tmp_path.rglob("*_add_sums*.nbc"))
 
 
 def test_noise_alone_gives_no_peak():

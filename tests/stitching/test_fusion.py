@@ -18,8 +18,9 @@ from cloudreg.space import Box
 from cloudreg.stitching import align, fuse, fusion
 from cloudreg.stitching.content import content_part, content_weights
 from cloudreg.stitching.exposure import Exposure, balance_exposure, solve_exposures
-from cloudreg.stitching.fusion import FuseBlock, block_bytes, block_shape, edge_weights, tile_boxes
-from cloudreg.tiles import read_project, to_project, write_colm, write_project
+from cloudreg.stitching.fusion import FuseBlock, block_bytes, block_shape, edge_weights
+from cloudreg.stitching.places import tile_places
+from cloudreg.tiles import Drift, read_project, to_project, write_colm, write_project
 
 SETTINGS = FusionSettings(chunk=(8, 16, 16))
 
@@ -38,6 +39,16 @@ def placed(acquisition, positions=None):
 
 
 JITTERED = {(0, 0): (0.4, -3.2, 2.0), (0, 1): (-1.6, 1.0, 37.5), (1, 1): (2.0, 30.7, 33.3)}
+
+
+def swaying(project):
+    """The same project with tiles that drift sideways, by several pixels and not all alike."""
+    drifts = {
+        (0, 0): Drift((0.0, 19.0), (-3.4, 3.4), (5.0, -5.0)),
+        (0, 1): Drift((0.0, 9.0, 19.0), (0.0, -4.2, 0.0), (3.0, 0.0, -3.0)),
+        (1, 1): Drift((0.0, 19.0), (2.0, -2.0), (0.0, 0.0)),
+    }
+    return project.drifting(drifts)
 
 
 def digest(folder):
@@ -124,10 +135,50 @@ def test_shading_is_taken_off_on_the_way(acquisition, engine, tmp_path):
     assert fused.max() == 65535
 
 
+def test_each_plane_of_a_tile_that_drifts_lies_where_it_was_found(acquisition, engine, tmp_path):
+    project = swaying(placed(acquisition, JITTERED))
+    volume = fuse(acquisition, 0, project, None, tmp_path / "v.ome.zarr", SETTINGS, engine)
+    place = tile_places(acquisition, project)[0]
+    fused, origin = volume.read(), np.rint(volume.grid.origin_um / acquisition.voxel_size_um).astype(int)
+    assert len({place.at(z).start for z in range(20)}) == 20
+    for plane in range(20):
+        drift = project.tile(0, 0).drift.at([plane])[0]
+        corner = np.floor(np.add(JITTERED[0, 0][1:], drift) + 0.5)
+        box = place.at(place.first_plane + plane)
+        assert box.start[1:] == tuple(corner.astype(int))
+        # No other tile sees its first 20 rows and columns.
+        z, y, x = np.subtract(box.start, origin)
+        np.testing.assert_array_equal(fused[z, y : y + 20, x : x + 20], acquisition.stacks[0, 0][plane, :20, :20])
+
+
+def test_the_volume_holds_all_that_drifting_tiles_saw(acquisition, engine, tmp_path):
+    straight, project = placed(acquisition), swaying(placed(acquisition))
+    before, after = (fusion.canvas_grid(tile_places(acquisition, p), (1, 1, 1)) for p in (straight, project))
+    # Tile (0, 0) goes up to 5 columns to the left of its place, (0, 1) up to 4 rows above its, and (1, 1) 2 below its.
+    np.testing.assert_array_equal(after.origin_um, (0, -4, -5))
+    assert before.shape == (20, 72, 120)
+    assert after.shape == (20, 72 + 4 + 2, 120 + 5)
+    jittered = tile_places(acquisition, swaying(placed(acquisition, JITTERED)))
+    assert fusion.canvas_grid(jittered, (1, 1, 1), "intersection").shape[0] == 16
+
+
+def test_planes_stored_together_are_read_once_however_a_tile_drifts(acquisition, tmp_path, monkeypatch):
+    monkeypatch.setattr(type(acquisition), "planes_together", 5)
+    monkeypatch.setattr(fusion, "block_shape", lambda *_, **__: (24, 80, 64))
+    project = swaying(placed(acquisition))
+    with Engine(workers=1, memory="1GB") as alone:
+        fuse(acquisition, 0, project, None, tmp_path / "v.ome.zarr", SETTINGS, alone)
+    # A tile that lies in two blocks is read in two parts, which share the columns that it drifts by.
+    assert max(acquisition.reads.values()) < 1.3
+
+
+@pytest.mark.parametrize("drift", [lambda p: p, swaying], ids=["straight", "drifting"])
 @pytest.mark.parametrize("options", [{}, {"blending": "content", "balance_exposure": True}])
 @pytest.mark.parametrize("block", [(8, 16, 16), (8, 32, 112), (24, 80, 16)])
-def test_the_bytes_do_not_depend_on_blocks_and_workers(acquisition, engine, tmp_path, monkeypatch, block, options):
-    project = placed(acquisition, JITTERED)
+def test_the_bytes_do_not_depend_on_blocks_and_workers(
+    acquisition, engine, tmp_path, monkeypatch, block, options, drift
+):
+    project = drift(placed(acquisition, JITTERED))
     settings = SETTINGS.model_copy(update=options)
     with Engine(workers=1, memory="1GB") as alone:
         fuse(acquisition, 0, project, None, tmp_path / "a.ome.zarr", settings, alone)
@@ -136,8 +187,9 @@ def test_the_bytes_do_not_depend_on_blocks_and_workers(acquisition, engine, tmp_
     assert digest(tmp_path / "a.ome.zarr") == digest(tmp_path / "b.ome.zarr")
 
 
-def test_a_killed_fusion_goes_on_and_gives_the_same_bytes(acquisition, tmp_path, monkeypatch):
-    project = placed(acquisition, JITTERED)
+@pytest.mark.parametrize("drift", [lambda p: p, swaying], ids=["straight", "drifting"])
+def test_a_killed_fusion_goes_on_and_gives_the_same_bytes(acquisition, tmp_path, monkeypatch, drift):
+    project = drift(placed(acquisition, JITTERED))
     monkeypatch.setattr(fusion, "block_shape", lambda *_, **__: (8, 32, 64))
     whole, path = FuseBlock.__call__, tmp_path / "b.ome.zarr"
     calls = []
@@ -221,28 +273,27 @@ def test_tiles_on_disk_are_aligned_and_fused_into_the_specimen(make_phantom, eng
     volume = fuse(raw, 0, project, None, tmp_path / "v.ome.zarr", SETTINGS, engine, orientation="asr")
     assert volume.orientation == "asr"
 
-    boxes = fusion.tile_boxes(raw, project)
+    places = tile_places(raw, project)
     writer = create_volume(tmp_path / "w.ome.zarr", volume.grid, volume.dtype, chunk=SETTINGS.chunk, orientation="asr")
     origin = tuple(np.rint(volume.grid.origin_um / raw.voxel_size_um).astype(int).tolist())
-    task = FuseBlock(raw, 0, None, tuple(boxes), origin, "cosine", writer)
+    task = FuseBlock(raw, 0, None, tuple(places), origin, "cosine", writer)
     pickle.loads(pickle.dumps(task))(Box.whole(volume.grid.shape))
     np.testing.assert_array_equal(writer.read(), volume.read())
 
     # The overlap of two tiles shows what both saw: were they misplaced by a pixel, it would be blurred or doubled.
-    fused = volume.read(boxes[0].intersection(boxes[1]).shifted([-o for o in origin]))
-    first = phantom.acquisition.stacks[0, 0][
-        boxes[0].intersection(boxes[1]).shifted([-s for s in boxes[0].start]).slices
-    ]
+    one, other = (place.box for place in places[:2])
+    fused = volume.read(one.intersection(other).shifted([-o for o in origin]))
+    first = phantom.acquisition.stacks[0, 0][one.intersection(other).shifted([-s for s in one.start]).slices]
     assert np.corrcoef(fused[:4].ravel(), first[:4].ravel())[0, 1] > 0.93
 
 
 def test_a_block_takes_the_memory_that_was_foreseen(in_memory, tmp_path):
     pixels = np.random.default_rng(0).integers(1, 999, (64, 600, 500), dtype=np.uint16)
     tiles = in_memory({(0, 0): pixels, (0, 1): pixels}, (1, 2), (0.1, 0.1))
-    boxes = fusion.tile_boxes(tiles, placed(tiles))
-    grid = fusion.canvas_grid(boxes, tiles.voxel_size_um)
+    places = tile_places(tiles, placed(tiles))
+    grid = fusion.canvas_grid(places, tiles.voxel_size_um)
     writer = create_volume(tmp_path / "v.ome.zarr", grid, np.uint16)
-    task, box = FuseBlock(tiles, 0, None, tuple(boxes), (0, 0, 0), "cosine", writer), Box((0, 0, 0), (64, 512, 896))
+    task, box = FuseBlock(tiles, 0, None, tuple(places), (0, 0, 0), "cosine", writer), Box((0, 0, 0), (64, 512, 896))
     task(box)
     tracemalloc.start()
     task(box)
@@ -284,7 +335,7 @@ def test_exposures_are_balanced(in_memory, engine, tmp_path):
         for (r, c), gain in gains.items()
     }
     tiles = in_memory(stacks, (2, 3), (28 / 128, 28 / 128))
-    found = balance_exposure(tiles, 0, None, tile_boxes(tiles, placed(tiles)), engine)
+    found = balance_exposure(tiles, 0, None, tile_places(tiles, placed(tiles)), engine)
     products = np.array([e.gain * gains[t.row, t.column] for e, t in zip(found, tiles.tiles, strict=True)])
     np.testing.assert_allclose(products / products.mean(), 1, atol=0.02)
     assert np.mean([e.gain for e in found]) == pytest.approx(1)

@@ -117,8 +117,8 @@ def test_a_shift_beyond_the_largest_deviation_must_be_known_in_all_directions(la
 def test_a_shift_known_in_one_direction_only_gets_no_vote():
     turn = np.linalg.qr(np.random.default_rng(6).normal(size=(3, 3)))[0]
     surface, edge = (turn @ np.diag(known) @ turn.T for known in ((0.5, 0.01, 100), (0.01, 4, 100)))
-    assert not links._is_trusted(surface)
-    assert links._is_trusted(edge)
+    assert not links.is_trusted(surface)
+    assert links.is_trusted(edge)
 
 
 def test_empty_overlaps_get_no_vote(make_phantom, engine):

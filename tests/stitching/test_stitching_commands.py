@@ -118,3 +118,48 @@ def test_stripes_are_taken_out_if_asked_for(cloudreg, refused, raw, tmp_path):
     seen = before.read(before.tiles[0], 0, 3, 4)[0].astype(np.float32)
     expected = np.rint(Destriping("rows").apply(seen)).clip(0, 65535)
     np.testing.assert_array_equal(after.read(after.tiles[0], 0, 3, 4)[0], expected)
+
+
+def test_tiles_that_drift_are_aligned_fused_and_gone_on_from(cloudreg, refused, tmp_path):
+    from scipy.ndimage import gaussian_filter
+
+    random = np.random.default_rng(5)
+    noise = gaussian_filter(random.standard_normal((64, 80, 160)), (1.5, 1.5, 1.5))
+    scene = 100 + 1000 * np.exp(0.7 * noise / noise.std())
+
+    def planes(row, column, channel, plane):
+        # The second tile starts 2 px left of its place and ends 2 px right of it.
+        left = 10 if column == 0 else 10 + 60 - 2 + round(4 * plane / 55)
+        return scene[plane, 8:72, left : left + 80].clip(0, 60000).astype(np.uint16)
+
+    write_colm(
+        tmp_path / "raw",
+        rows=1,
+        columns=2,
+        tile_shape=(56, 64, 80),
+        voxel_size_um=(4.0, 2.0, 2.0),
+        overlap=(0.25, 0.25),
+        channels=1,
+        objective="10x",
+        scanned=np.ones((1, 2), bool),
+        planes=planes,
+    )
+    options = ("--drift", "layers", "--steps", tmp_path / "steps")
+    code, _, err = cloudreg("align", tmp_path / "raw", tmp_path / "a.xml", *options)
+    assert code == 0, err
+    assert "align: tiles drift sideways over their depth" in err
+    assert "without drift" in err
+    one, other = (read_project(tmp_path / "a.xml").tile(0, c) for c in range(2))
+    ends = [tile.position_px[2] + tile.drift.at([0, 27.5, 55])[:, 1] for tile in (one, other)]
+    np.testing.assert_allclose(ends[1] - ends[0], (58, 60, 62), atol=0.5)
+
+    assert cloudreg("fuse", tmp_path / "a.xml", tmp_path / "v.ome.zarr")[0] == 0
+    assert open_volume(tmp_path / "v.ome.zarr").grid.shape == (56, 64, 80 + 60 + 2)
+    begun = tmp_path / "steps/xml_displcomp.xml"
+    assert cloudreg("align", tmp_path / "raw", tmp_path / "b.xml", "--from", begun)[0] == 0
+    assert read_project(tmp_path / "b.xml").tile(0, 1).drift == other.drift
+    assert cloudreg("align", tmp_path / "raw", tmp_path / "c.xml", "--reuse", tmp_path / "a.xml")[0] == 0
+    assert read_project(tmp_path / "c.xml").tile(0, 1).drift == other.drift
+    assert read_project(tmp_path / "steps/xml_import.xml").tile(0, 1).drift is None
+    words = ("align", tmp_path / "raw", tmp_path / "d.xml", "--drift", "layers", "--method", "projections")
+    assert "projections don't show how tiles drift" in refused(*words)

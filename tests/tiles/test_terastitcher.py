@@ -12,6 +12,7 @@ from cloudreg.errors import InputError
 from cloudreg.tiles import (
     AxisDisplacement,
     Displacement,
+    Drift,
     Project,
     ProjectTile,
     read_project,
@@ -234,6 +235,38 @@ def test_a_tile_that_another_tool_moved_lies_where_that_tool_put_it(measured, tm
     write_project(measured.moved({(0, 1): (1.25, -2.75, 868.5)}), path, step="merging")
     path.write_text(path.read_text().replace('ABS_V="-3"', 'ABS_V="-7"'))
     assert read_project(path).position_px(0, 1) == (1, -7, 869)
+
+
+def test_how_tiles_drift_survives_and_terastitcher_sees_their_mean(measured, tmp_path):
+    path = tmp_path / "xml_merging.xml"
+    drift = Drift((0.0, 19.5, 39.0), (-0.25, 0.0, 0.3), (1.5, 0.0, -1.5))
+    moved = measured.moved({(0, 1): (1, -3, 869)}).drifting({(0, 1): drift})
+    write_project(moved, path, step="merging")
+    stack = ElementTree.parse(path).getroot().findall("STACKS/Stack")[1]
+    assert [stack.get(f"ABS_{axis}") for axis in "VHD"] == ["-3", "869", "1"]
+    again = read_project(path)
+    assert [tile.drift for tile in again.tiles] == [None, drift, None, None, None, None]
+    # Who knows nothing of it leaves it out.
+    path.write_text(re.sub(r' DRIFT_\w+="[^"]*"', "", path.read_text()))
+    assert read_project(path) == again.drifting({(0, 1): None})
+
+
+@pytest.mark.parametrize(
+    ("attributes", "reason"),
+    [
+        ('DRIFT_PLANES="0;9" DRIFT_V="1;2" DRIFT_H="3"', "2 planes, 2 rows and 1 columns"),
+        ('DRIFT_PLANES="9;0" DRIFT_V="1;2" DRIFT_H="3;4"', "the planes do not ascend"),
+        ('DRIFT_PLANES="0;9" DRIFT_V="1;x" DRIFT_H="3;4"', "could not convert string to float"),
+        ('DRIFT_PLANES="0;9" DRIFT_V="1;nan" DRIFT_H="3;4"', "not all are finite"),
+        ('DRIFT_PLANES="0;9" DRIFT_V="1;2"', "could not convert string to float"),
+    ],
+)
+def test_a_drift_that_makes_no_sense_is_refused(tmp_path, attributes, reason):
+    path = tmp_path / "broken.xml"
+    path.write_text(import_xml().replace("<Stack ", f"<Stack {attributes} ", 1))
+    with pytest.raises(InputError, match=f"expected DRIFT_PLANES, DRIFT_V and DRIFT_H of equally many .*{reason}") as e:
+        read_project(path)
+    assert "\n" not in str(e.value)
 
 
 def test_displacements_of_part_of_a_pixel_survive(imported, tmp_path):

@@ -85,15 +85,15 @@ def test_what_was_written_is_read_back(raw, project, engine, tmp_path):
 
 
 def test_a_large_mosaic_is_made_small(in_memory_tiles):
-    acquisition, boxes = in_memory_tiles
-    picture = mosaic(acquisition, 0, None, boxes)
+    acquisition, places = in_memory_tiles
+    picture = mosaic(acquisition, 0, None, places)
     assert max(picture.shape) <= 640
     assert picture[:100, :100].mean() == pytest.approx(100, abs=1)
 
 
 @pytest.fixture
 def in_memory_tiles(tmp_path):
-    from cloudreg.stitching.fusion import tile_boxes
+    from cloudreg.stitching.places import tile_places
     from cloudreg.tiles import to_project
 
     acquisition = write_colm(
@@ -108,7 +108,7 @@ def in_memory_tiles(tmp_path):
         scanned=np.ones((1, 2), bool),
         planes=lambda row, column, channel, plane: np.full((700, 700), 100 * (column + 1), np.uint16),
     )
-    return acquisition, tile_boxes(acquisition, to_project(acquisition, 0))
+    return acquisition, tile_places(acquisition, to_project(acquisition, 0))
 
 
 def test_tiles_that_look_wrong_are_named_with_the_reason(raw, project, engine):

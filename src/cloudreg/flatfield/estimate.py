@@ -8,15 +8,18 @@ methods for the flat field, the first is the best on all tiles with overlaps tha
 - ``mean``: the mean tile, of tissue only, each plane relative to its own level. Empty space does not shade it, but the
   shape of a brain does where tiles are few.
 - ``n4``: the N4 field of the plain mean tile, as CloudReg did in 2021.
-- ``basic``: BaSiC, by the library BaSiCPy, on planes without the background.
+- ``basic``: BaSiC, by the library BaSiCPy, on planes without the background. BaSiCPy 2.0 asks for an older scipy than
+  ours, so it is for environments in which somebody made both work.
 """
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+
 import numpy as np
 from numpy.typing import NDArray
 
-from cloudreg.errors import InputError, MissingExtraError
+from cloudreg.errors import InputError
 from cloudreg.execution import Engine
 from cloudreg.execution.progress import say
 from cloudreg.flatfield.fit import basis, combine, evaluate, witness_of_mean
@@ -49,10 +52,11 @@ def estimate_shading(acquisition: Acquisition, channel: int, settings: ShadingSe
     ------
     InputError
         If there is no such channel, or it shows nothing.
-    MissingExtraError
-        If the method is ``basic`` and its library is not installed.
+        Or if the method is ``basic`` and its library is not installed.
     """
     acquisition.require_channel(channel)
+    if settings.method == "basic":
+        _require_basicpy()
     samples = read_samples(
         acquisition, channel, samples=settings.samples, working_side=settings.working_side, engine=engine
     )
@@ -88,12 +92,19 @@ def estimate_shading(acquisition: Acquisition, channel: int, settings: ShadingSe
     return Shading(flat.astype(np.float32), background)
 
 
+def _require_basicpy() -> None:
+    """Say at once that the library is not there, and why it can't be an extra."""
+    if find_spec("basicpy") is None:
+        raise InputError(
+            "shading method basic needs BaSiCPy, which is not installed and asks for scipy before 1.13, where CloudReg "
+            "needs 1.14: choose combined, mean or n4"
+        )
+
+
 def _basic_field(planes: NDArray[np.float32]) -> NDArray[np.float64]:
     """Return the flat field that BaSiC finds (Peng et al. 2017, doi:10.1038/ncomms14836), on blocks."""
-    try:
-        from basicpy import BaSiC
-    except ImportError as error:
-        raise MissingExtraError("basicpy", "basic") from error
+    from basicpy import BaSiC
+
     basic = BaSiC(get_darkfield=False)
     basic.fit(np.maximum(planes, 0))
     return np.asarray(basic.flatfield, dtype=np.float64)

@@ -76,8 +76,14 @@ def witness_of_mean(mean: MeanTile, functions: NDArray[np.float64]) -> Witness:
 def combine(mean: Witness, overlaps: Overlaps) -> NDArray[np.float64]:
     """Return the coefficients that the overlaps, the mean tile and a smooth field's usual fall-off make most likely.
 
-    Equations of the overlaps that disagree with the rest lose their weight. Where there are none, the mean tile's
-    coefficients are returned as they are.
+    Equations of the overlaps that disagree with the rest lose their weight. Tiles differ in exposure, as lasers drift
+    and dyes bleach: all ratios of a pair may be off by one factor, whose scatter is learned from the pairs (a random
+    effect [1]_). Where there are no equations, the mean tile's coefficients are returned as they are.
+
+    References
+    ----------
+    .. [1] N. M. Laird, J. H. Ware, "Random-effects models for longitudinal data", Biometrics 38 (1982),
+       doi:10.2307/2529876.
     """
     if not overlaps.ratio.size:
         return mean.mean
@@ -87,17 +93,38 @@ def combine(mean: Witness, overlaps: Overlaps) -> NDArray[np.float64]:
     usual = [(size * fall ** (degrees - 1.0)) ** -2 for size, fall in itertools.product(_SIZES, _FALLS)]
     coefficients = np.zeros(len(_ORDERS))
     design, ratio = overlaps.design, overlaps.ratio
+    starts = np.flatnonzero(np.diff(overlaps.pair, prepend=-1))
+    counts = np.diff(starts, append=len(ratio))
+    exposures = np.zeros(len(starts))
     for _ in range(_PASSES):
-        rest = ratio - _applied(design, coefficients)
+        off = ratio - _applied(design, coefficients)
+        rest = off - np.repeat(exposures, counts)
         scale = 1.4826 * float(np.median(np.abs(rest))) + 1e-6
         weight = 1 / (1 + (rest / (_OUTLIER * scale)) ** 2)
-        # Equations of a pair err together: their number counts for less by the ratio of these two sums.
-        pulls = np.bincount(overlaps.pair, weight * rest)
-        together = max(1.0, float((pulls**2).sum() / max(((weight * rest) ** 2).sum(), 1e-12)))
-        variance = together * (float((weight * rest**2).sum() / weight.sum()) + 1e-12)
-        normal, right = _normal_equations(design, weight / variance, ratio)
+        together = _together(weight * rest, overlaps.part)
+        variance = float((weight * rest**2).sum() / weight.sum()) + 1e-12
+        # The factor of each pair, and how much they scatter beyond what the equations' own errors make of them.
+        total = np.add.reduceat(weight, starts)
+        factors, own = np.add.reduceat(weight * off, starts) / total, together * variance / total
+        scatter = max(float((factors**2 - own).mean()), 0.0)
+        exposures = factors * scatter / (scatter + own)
+        # What is left of the factors errs together as well.
+        left = weight * (off - np.repeat(exposures, counts))
+        weight /= max(together, _together(left, overlaps.pair)) * variance
+        normal, right = _normal_equations(design, weight, ratio)
+        # With the factors unknown, what a pair says of the mean of its ratios counts for less.
+        share = scatter / (1 + scatter * np.add.reduceat(weight, starts))
+        of_pairs = np.add.reduceat(weight[:, None] * design, starts)
+        normal -= np.einsum("pi,p,pj->ij", of_pairs, share, of_pairs)
+        right -= np.einsum("pi,p->i", of_pairs, share * np.add.reduceat(weight * ratio, starts))
         coefficients = evidence_average(normal + np.diag(precision), right + pull, usual)
     return coefficients
+
+
+def _together(errors: NDArray[np.float64], group: NDArray[np.intp]) -> float:
+    """Return by how much the sums of errors over groups are larger than if each erred by itself, at least 1."""
+    sums = np.bincount(group, errors)
+    return max(1.0, float((sums**2).sum() / max((errors**2).sum(), 1e-12)))
 
 
 # Products of tall matrices in threads of a linear-algebra library wait for each other on a busy machine, thousands of

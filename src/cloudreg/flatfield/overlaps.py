@@ -31,6 +31,8 @@ _FEWEST_VALUES = 64
 _COARSE_DEPTHS = 4
 _SEARCHED_DEPTHS = 16
 _NEAR = 2
+PARTS = 4
+"""Into how many parts an overlap is cut along its length."""
 
 
 @dataclass(frozen=True)
@@ -44,12 +46,15 @@ class Overlaps:
     ratio
         (equations,): logarithm of the ratio of the two pictures, the median over the depths.
     pair
-        (equations,): which pair of tiles; equations of one pair err together.
+        (equations,): which pair of tiles, ascending. Tiles differ in exposure: all ratios of a pair, by one factor.
+    part
+        (equations,): which part of which overlap, along its length; equations of one part err together.
     """
 
     design: NDArray[np.float64]
     ratio: NDArray[np.float64]
     pair: NDArray[np.intp]
+    part: NDArray[np.intp]
 
 
 def compare_overlaps(
@@ -81,6 +86,7 @@ def compare_overlaps(
     functions = basis[:, :rows, :columns]
     reach = max(1, round(_STAGE_ERROR * max(rows, columns)))
     designs, ratios, pairs = [np.empty((0, len(basis)))], [np.empty(0)], [np.empty(0, np.intp)]
+    parts = [np.empty(0, np.intp)]
     for number, (first, second, axis) in enumerate(_neighbours(acquisition)):
         step = [0.0, 0.0]
         step[axis] = acquisition.pitch_px[axis] / block_px
@@ -96,7 +102,9 @@ def compare_overlaps(
         ratios.append(np.nanmedian(difference[:, usable], axis=0))
         designs.append(design[:, usable].T)
         pairs.append(np.full(int(usable.sum()), number))
-    return Overlaps(np.concatenate(designs), np.concatenate(ratios), np.concatenate(pairs))
+        along = np.nonzero(usable)[1 - axis]
+        parts.append(number * PARTS + along * PARTS // usable.shape[1 - axis])
+    return Overlaps(np.concatenate(designs), np.concatenate(ratios), np.concatenate(pairs), np.concatenate(parts))
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,8 @@ from cloudreg.scripts._words import (
     eliminate_double_quote,
     extract_params,
 )
-from cloudreg.stitching.fusion import canvas_grid, tile_boxes
+from cloudreg.stitching.fusion import canvas_grid
+from cloudreg.stitching.places import tile_places
 from cloudreg.tiles import open_acquisition, read_project
 
 UNSTITCHED = "TIFF (unstitched, 3D)"
@@ -63,7 +64,7 @@ def source_shape(source: str) -> tuple[int, int, int]:
     if source.endswith(".xml"):
         project = read_project(source)
         acquisition = open_acquisition(project.stacks_dir)
-        return canvas_grid(tile_boxes(acquisition, project), acquisition.voxel_size_um).shape
+        return canvas_grid(tile_places(acquisition, project), acquisition.voxel_size_um).shape
     try:
         return open_volume(source).grid.shape
     except VoxelSizeUnknownError:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,8 +15,16 @@ from cloudreg.execution import Engine
 from cloudreg.execution.progress import say
 from cloudreg.settings import AlignSettings
 from cloudreg.stitching.certainty import doubt_lines
+from cloudreg.stitching.drift import Drifts, find_drifts, without_drift
 from cloudreg.stitching.layers import FLOOR_PX
-from cloudreg.stitching.links import Link, Matrix, measure_links, neighbours, search_radius_px
+from cloudreg.stitching.links import (
+    Link,
+    Matrix,
+    drift_layers,
+    measure_links,
+    neighbours,
+    search_radius_px,
+)
 from cloudreg.stitching.placement import Placement, place_tiles
 from cloudreg.stitching.projections import WIDEST_PX, infinite_width_px, measure_displacements
 from cloudreg.stitching.tree import place_by_tree
@@ -34,6 +42,8 @@ from cloudreg.tiles.terastitcher_write import Step
 
 if TYPE_CHECKING:
     from cloudreg.flatfield import Shading
+
+Value = TypeVar("Value")
 
 # Tiles in doubt are named in so many lines at most.
 _MOST_LINES = 20
@@ -54,10 +64,13 @@ class Alignment:
         Every displacement that was found, none where an overlap was empty; tiles at their nominal positions.
     placed
         One displacement for each pair, nominal where none counted, and the tiles' positions.
+    drifts
+        How the tiles drift over their depth, where that was looked for and found; it is in both projects too.
     """
 
     measured: Project
     placed: Project
+    drifts: Drifts | None = None
 
 
 def align(
@@ -111,8 +124,8 @@ def align_in_steps(
     if start is not None:
         require_same_grid(acquisition, start)
     if start is not None and any(tile.east or tile.south for tile in start.tiles):
-        nominal = to_project(acquisition, channel)
-        measured = nominal.linked(
+        fresh = to_project(acquisition, channel).drifting({(tile.row, tile.column): tile.drift for tile in start.tiles})
+        measured = fresh.linked(
             {
                 (tile.row, tile.column, side): displacements
                 for tile in start.tiles
@@ -123,15 +136,21 @@ def align_in_steps(
         measured = measure_displacements(acquisition, channel, shading, settings, engine)
     else:
         links = measure_links(acquisition, channel, shading, settings, engine)
+        fresh, drifts = to_project(acquisition, channel), None
+        if settings.drift == "layers":
+            drifts = find_drifts(acquisition, links, settings)
+            if drifts is not None:
+                links, fresh = without_drift(links, drifts), fresh.drifting(_by_cell(acquisition, drifts.tiles))
+            _report_drifts(acquisition, drifts, settings)
         radius = search_radius_px(acquisition, settings)
         found = [(link, (_displacement(link, radius),)) for link in links]
-        measured = to_project(acquisition, channel).linked(
+        measured = fresh.linked(
             {_side(acquisition, link): displacements for link, displacements in found if not link.is_empty}
         )
         if settings.placement == "least_squares":
             placement = place_tiles(acquisition, links, settings)
-            project = to_project(acquisition, channel).linked({_side(acquisition, k): d for k, d in found})
-            return Alignment(measured, _placed(acquisition, project, links, placement))
+            project = fresh.linked({_side(acquisition, k): d for k, d in found})
+            return Alignment(measured, _placed(acquisition, project, links, placement), drifts)
     kept = measured.thresholded(settings.minimum_reliability)
     if settings.placement == "tree":
         return Alignment(measured, place_by_tree(kept))
@@ -177,6 +196,7 @@ def reuse_alignment(project: Project, acquisition: Acquisition, channel: int) ->
             position_px=aligned.position_px,
             stitchable=aligned.stitchable,
             certainty=aligned.certainty,
+            drift=aligned.drift,
             east=aligned.east,
             south=aligned.south,
             extras=aligned.extras,
@@ -211,9 +231,8 @@ def links_of(acquisition: Acquisition, project: Project) -> list[Link]:
 
 def _placed(acquisition: Acquisition, project: Project, links: Sequence[Link], placement: Placement) -> Project:
     """Move the tiles of a project, and make nominal in it what did not vote or was rejected."""
-    places = [(tile.row, tile.column) for tile in acquisition.tiles]
-    positions = dict(zip(places, map(_triple, placement.positions_px.tolist()), strict=True))
-    certainties = dict(zip(places, placement.certainties, strict=True))
+    positions = _by_cell(acquisition, [_triple(position) for position in placement.positions_px.tolist()])
+    certainties = _by_cell(acquisition, placement.certainties)
     displacements = {}
     for link, residual, outlier in zip(links, placement.residuals_px, placement.outliers, strict=True):
         row, column, side = _side(acquisition, link)
@@ -225,6 +244,11 @@ def _placed(acquisition: Acquisition, project: Project, links: Sequence[Link], p
     placed = project.moved(positions, certainties).linked(displacements).thresholded()
     _report(acquisition, links, placement, placed)
     return placed
+
+
+def _by_cell(acquisition: Acquisition, values: Sequence[Value]) -> dict[tuple[int, int], Value]:
+    """Return what belongs to each tile by its row and column."""
+    return {(tile.row, tile.column): value for tile, value in zip(acquisition.tiles, values, strict=True)}
 
 
 def _side(acquisition: Acquisition, link: Link) -> tuple[int, int, str]:
@@ -286,6 +310,19 @@ def _report(acquisition: Acquisition, links: Sequence[Link], placement: Placemen
         if len(lines) > _MOST_LINES:
             say(f"align: WARNING {len(lines) - _MOST_LINES} more such lines: the report names all tiles")
     _doubt_the_overlap(acquisition, links, voted)
+
+
+def _report_drifts(acquisition: Acquisition, drifts: Drifts | None, settings: AlignSettings) -> None:
+    if not drift_layers(acquisition, settings):
+        say(f"align: WARNING {acquisition.tile_shape[0]} planes are too few to see how tiles drift: none is looked for")
+    if drifts is None:
+        return
+    far = [max(np.ptp(drift.y_px), np.ptp(drift.x_px)) for drift in drifts.tiles]
+    most = int(np.argmax(far))
+    say(f"align: tiles drift sideways over their depth, {acquisition.tiles[most].name} most, by {far[most]:.2f} px")
+    for layer in drifts.layers:
+        left = f"{layer.px:.2f} px left of a link (median of {layer.links}), {layer.straight_px:.2f} px without drift"
+        say(f"align: around plane {layer.plane:.0f}: {left if layer.links else 'no overlap could be used'}")
 
 
 def _doubt_the_overlap(acquisition: Acquisition, links: Sequence[Link], voted: NDArray[np.bool_]) -> None:

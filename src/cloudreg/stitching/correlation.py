@@ -276,35 +276,56 @@ def _filter(values: Array, window: int, gaussian: Array, result: Array) -> None:
                 total += line[min(x + high + 1, width - 1)] - line[max(x - low, 0)]
 
 
-# In the order that is written: sums in any order would be faster, and differ between code that is just compiled and the
-# same code from the cache, so that a resumed run would give other bytes.
+# Columns are multiplied one beside the other, which is fast and has one order only. Sums in any order would be as fast,
+# and differ between code that is just compiled and the same code from the cache: a resumed run would give other bytes.
 @njit(cache=True, nogil=True)
 def _add_sums(first: Array, second: Array, first_planes: Array, second_planes: Array, lags: Array, sums: Array) -> None:
     """Add count, sums, sums of squares and of products of the voxels that both arrays have at each lag."""
     nz, ny, nx = second.shape
+    of_first, of_second = _integrals(first), _integrals(second)
+    products = np.zeros(nx, np.float32)
     for k in range(lags.shape[0]):
         dz, dy, dx = lags[k, 0], lags[k, 1], lags[k, 2]
         x0, x1 = max(0, -dx), min(nx, first.shape[2] - dx)
-        if x1 <= x0:
+        y0, y1 = max(0, -dy), min(ny, first.shape[1] - dy)
+        if x1 <= x0 or y1 <= y0:
             continue
         for z in range(max(0, -dz), min(nz, first.shape[0] - dz)):
             if not (second_planes[z] and first_planes[z + dz]):
                 continue
-            for y in range(max(0, -dy), min(ny, first.shape[1] - dy)):
+            # The columns of one plane in float32; they are added in float64.
+            for y in range(y0, y1):
                 a, b = first[z + dz, y + dy, x0 + dx : x1 + dx], second[z, y, x0:x1]
-                # One row in float32; the rows are added in float64.
-                sa, sb = np.float32(0), np.float32(0)
-                saa, sbb, sab = np.float32(0), np.float32(0), np.float32(0)
                 for x in range(x1 - x0):
-                    u, v = a[x], b[x]
-                    sa += u
-                    sb += v
-                    saa += u * u
-                    sbb += v * v
-                    sab += u * v
-                sums[k, 0] += x1 - x0
-                sums[k, 1] += sa
-                sums[k, 2] += sb
-                sums[k, 3] += saa
-                sums[k, 4] += sbb
-                sums[k, 5] += sab
+                    products[x] += a[x] * b[x]
+            sums[k, 0] += (y1 - y0) * (x1 - x0)
+            for i in range(2):
+                sums[k, 1 + 2 * i] += _within(of_first[i, z + dz], y0 + dy, y1 + dy, x0 + dx, x1 + dx)
+                sums[k, 2 + 2 * i] += _within(of_second[i, z], y0, y1, x0, x1)
+            for x in range(x1 - x0):
+                sums[k, 5] += products[x]
+                products[x] = 0
+
+
+@njit(cache=True, nogil=True)
+def _integrals(values: Array) -> Array:
+    """Return the sums of values and of their squares over all that is above and left, (2, z, y + 1, x + 1)."""
+    nz, ny, nx = values.shape
+    result = np.zeros((2, nz, ny + 1, nx + 1))
+    for z in range(nz):
+        for y in range(ny):
+            total, squares = 0.0, 0.0
+            for x in range(nx):
+                value = np.float64(values[z, y, x])
+                total += value
+                squares += value * value
+                result[0, z, y + 1, x + 1] = result[0, z, y, x + 1] + total
+                result[1, z, y + 1, x + 1] = result[1, z, y, x + 1] + squares
+    return result
+
+
+@njit(cache=True, nogil=True)
+def _within(integral: Array, y0: int, y1: int, x0: int, x1: int) -> float:
+    """Return the sum over some rows and columns."""
+    inside: float = integral[y1, x1] - integral[y0, x1] - integral[y1, x0] + integral[y0, x0]
+    return inside

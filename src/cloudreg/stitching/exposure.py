@@ -22,6 +22,7 @@ from cloudreg.execution import Engine
 from cloudreg.execution.progress import say
 from cloudreg.space import Box
 from cloudreg.stitching.links import neighbours
+from cloudreg.stitching.places import TilePlace, shared
 from cloudreg.tiles import Acquisition, Tile
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ class _Pair:
 
 
 def balance_exposure(
-    acquisition: Acquisition, channel: int, shading: Shading | None, places: Sequence[Box], engine: Engine
+    acquisition: Acquisition, channel: int, shading: Shading | None, places: Sequence[TilePlace], engine: Engine
 ) -> tuple[Exposure, ...]:
     """Find the exposure of each tile.
 
@@ -64,7 +65,7 @@ def balance_exposure(
     shading
         Applied first, or None.
     places
-        Boxes of the tiles.
+        Where the tiles lie.
     engine
         Runs the pairs; each holds two strips of one plane.
 
@@ -132,34 +133,35 @@ class _Compare:
     acquisition: Acquisition
     channel: int
     shading: Shading | None
-    places: tuple[Box, ...]
+    places: tuple[TilePlace, ...]
 
     def __call__(self, pair: _Pair) -> Array:
         """Return block means (n, 2) of what both tiles saw."""
         first, second = (self.acquisition.tiles[i] for i in (pair.first, pair.second))
         here, there = self.places[pair.first], self.places[pair.second]
-        common = here.intersection(there)
-        if not common.size:
-            return np.empty((0, 2))
-        planes = [z for z in range(common.start[0], common.stop[0]) if self._both(first, second, here, there, z)]
+        common = here.box.intersection(there.box)
+        depths = range(common.start[0], common.stop[0])
+        planes = [z for z in depths if shared(here, there, z).size and self._both(first, second, here, there, z)]
         chosen = [planes[len(planes) * (2 * k + 1) // (2 * _DEPTHS)] for k in range(_DEPTHS)] if planes else []
         found = []
         for z in sorted(set(chosen)):
-            a, b = (self._blocks(tile, place, common, z) for tile, place in ((first, here), (second, there)))
+            part = shared(here, there, z)
+            a, b = (self._blocks(tile, place, part) for tile, place in ((first, here), (second, there)))
             seen = (a > 0) & (b > 0)
             found.append(np.stack([a[seen], b[seen]], axis=1))
         return np.concatenate(found) if found else np.empty((0, 2))
 
-    def _both(self, first: Tile, second: Tile, here: Box, there: Box, z: int) -> bool:
+    def _both(self, first: Tile, second: Tile, here: TilePlace, there: TilePlace, z: int) -> bool:
         return all(
-            any(a <= z - place.start[0] < b for a, b in self.acquisition.planes(tile, self.channel))
+            any(a <= z - place.first_plane < b for a, b in self.acquisition.planes(tile, self.channel))
             for tile, place in ((first, here), (second, there))
         )
 
-    def _blocks(self, tile: Tile, place: Box, common: Box, z: int) -> Array:
-        """Means over blocks of the common part of a plane; 0 where a pixel of the block was not observed."""
-        _, rows, columns = common.shifted([-v for v in place.start]).slices
-        plane = z - place.start[0]
+    def _blocks(self, tile: Tile, place: TilePlace, part: Box) -> Array:
+        """Means over blocks of a part of a plane; 0 where a pixel of the block was not observed."""
+        whole = place.at(part.start[0])
+        _, rows, columns = part.shifted([-v for v in whole.start]).slices
+        plane = whole.start[0] - place.first_plane
         raw: Array = self.acquisition.read(tile, self.channel, plane, plane + 1, rows, columns)
         values = raw.astype(np.float32) if self.shading is None else self.shading.apply(raw, rows, columns)
         # Blocks are smaller where the overlap is.

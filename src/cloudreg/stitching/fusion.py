@@ -2,7 +2,8 @@
 
 A voxel of the result is the weighted mean of the tiles that saw it. A tile's weight falls to its edges over the width
 of an overlap; where a plane was lost, or a pixel is 0 (no camera sees nothing at all), it has none. Tiles are moved by
-whole pixels, so that their values stay as sharp as they are: each lies within half a pixel of its measured position.
+whole pixels, so that their values stay as sharp as they are: each plane lies within half a pixel of its measured
+position, see `cloudreg.stitching.places`.
 """
 
 from __future__ import annotations
@@ -27,9 +28,9 @@ from cloudreg.settings import FusionSettings
 from cloudreg.space import Box, Grid, split
 from cloudreg.stitching.content import content_part, content_weights
 from cloudreg.stitching.exposure import Exposure, balance_exposure
+from cloudreg.stitching.places import TilePlace, tile_places
 from cloudreg.tiles import Acquisition, Project, Tile
 from cloudreg.tiles.damage import damaged_planes, remember
-from cloudreg.tiles.project import require_same_grid
 from cloudreg.tiles.read_ahead import ReadAhead
 
 if TYPE_CHECKING:
@@ -86,7 +87,7 @@ def fuse(
         If the project is of another acquisition, the path holds something else, or the disk is too small.
     """
     acquisition.require_channel(channel)
-    places = tile_boxes(acquisition, project)
+    places = tile_places(acquisition, project)
     grid = canvas_grid(places, acquisition.voxel_size_um, settings.depth)
     exposures: tuple[Exposure, ...] = ()
     if settings.balance_exposure:
@@ -123,24 +124,8 @@ def fuse(
     return writer.complete()
 
 
-def tile_boxes(acquisition: Acquisition, project: Project) -> list[Box]:
-    """Return where each tile of the acquisition lies in whole pixels, in the project's frame.
-
-    Raises
-    ------
-    InputError
-        If the project has no such tiles.
-    """
-    require_same_grid(acquisition, project)
-    whole = Box.whole(acquisition.tile_shape)
-    return [
-        whole.shifted([math.floor(v + 0.5) for v in project.position_px(tile.row, tile.column)])
-        for tile in acquisition.tiles
-    ]
-
-
 def canvas_grid(
-    places: Sequence[Box], voxel_size_um: Sequence[float], depth: Literal["union", "intersection"] = "union"
+    places: Sequence[TilePlace], voxel_size_um: Sequence[float], depth: Literal["union", "intersection"] = "union"
 ) -> Grid:
     """Return the grid that holds all tiles.
 
@@ -150,7 +135,7 @@ def canvas_grid(
     Parameters
     ----------
     places
-        Boxes of the tiles, in pixels.
+        Where the tiles lie.
     voxel_size_um
         z y x.
     depth
@@ -162,9 +147,10 @@ def canvas_grid(
         If no plane is common to all tiles and only such are wanted.
     """
     origin = _origin(places, depth)
-    end = np.max([box.stop for box in places], axis=0)
+    stops = np.array([place.box.stop for place in places])
+    end = stops.max(axis=0)
     if depth == "intersection":
-        end[0] = min(box.stop[0] for box in places)
+        end[0] = stops[:, 0].min()
     shape = end - origin
     if (shape < 1).any():
         raise InputError("the tiles have no plane in common: fuse them with depth union")
@@ -254,7 +240,7 @@ class FuseBlock:
     acquisition: Acquisition
     channel: int
     shading: Shading | None
-    places: tuple[Box, ...]
+    places: tuple[TilePlace, ...]
     origin: tuple[int, int, int]
     blending: Blending
     writer: Writes
@@ -271,24 +257,25 @@ class FuseBlock:
         columns = edge_weights(width, width * horizontal, self.blending)
         # Always in the order of the tiles: sums of floats depend on it.
         parts = [
-            (tile, place, part, self._observed(tile), exposure)
+            (tile, place, place.seen_in(here), self._observed(tile), exposure)
             for tile, place, exposure in zip(
                 self.acquisition.tiles, self.places, self.exposures or (Exposure(),) * len(self.places), strict=True
             )
-            if (part := place.intersection(here)).size
+            if place.box.intersection(here).size
         ]
         reader = ReadAhead(self.acquisition, self.channel)
         total, weight = np.empty((2, *box.shape[1:]), dtype=np.float32)
         for z in range(here.start[0], here.stop[0]):
             total[:] = 0
             weight[:] = 0
-            for tile, place, part, observed, exposure in parts:
-                plane = z - place.start[0]
-                if not part.start[0] <= z < part.stop[0] or not observed[plane]:
+            for tile, place, held, observed, exposure in parts:
+                whole = place.at(z)
+                part = whole.intersection(here)
+                if not part.size or not observed[plane := z - place.first_plane]:
                     continue
-                _, y, x = part.shifted([-v for v in place.start]).slices
+                _, y, x = part.shifted([-v for v in whole.start]).slices
                 _, v, u = part.shifted([-s for s in here.start]).slices
-                pixels, content = self._read(reader, tile, plane, y, x)
+                pixels, content = self._read(reader, tile, plane, (y, x), held)
                 sums = total[v, u], weight[v, u]
                 if self.shading is None and content is None and exposure == Exposure():
                     _add(*sums, pixels, rows[y], columns[x])
@@ -310,16 +297,22 @@ class FuseBlock:
         return damaged_planes()
 
     def _read(
-        self, reader: ReadAhead, tile: Tile, plane: int, y: slice, x: slice
+        self, reader: ReadAhead, tile: Tile, plane: int, wanted: tuple[slice, slice], held: tuple[slice, slice]
     ) -> tuple[Array, NDArray[np.float32] | None]:
-        """Return a part of a plane, and how much it shows if that counts."""
-        if self.blending != "content":
-            return reader.plane(tile, plane, y, x), None
-        _, height, width = self.acquisition.tile_shape
-        rows, columns = content_part(y, height), content_part(x, width)
-        wide = reader.plane(tile, plane, rows, columns)
-        content = content_weights(wide, (rows, columns), (y, x))
-        part = slice(y.start - rows.start, y.stop - rows.start), slice(x.start - columns.start, x.stop - columns.start)
+        """Return a part of a plane, and how much it shows if that counts.
+
+        What is read is the same on all planes, however the tile drifts, so that the reader can read them together.
+        """
+        content = None
+        if self.blending == "content":
+            rows, columns = (
+                content_part(part, length) for part, length in zip(held, self.acquisition.tile_shape[1:], strict=True)
+            )
+            held = rows, columns
+        wide = reader.plane(tile, plane, *held)
+        if self.blending == "content":
+            content = content_weights(wide, held, wanted)
+        part = tuple(slice(w.start - h.start, w.stop - h.start) for w, h in zip(wanted, held, strict=True))
         return np.ascontiguousarray(wide[part]), content
 
     def _observed(self, tile: Tile) -> NDArray[np.bool_]:
@@ -329,10 +322,11 @@ class FuseBlock:
         return observed
 
 
-def _origin(places: Sequence[Box], depth: Literal["union", "intersection"]) -> tuple[int, int, int]:
+def _origin(places: Sequence[TilePlace], depth: Literal["union", "intersection"]) -> tuple[int, int, int]:
     """Position of the canvas's first voxel in the project's frame."""
-    first = (max if depth == "intersection" else min)(box.start[0] for box in places)
-    return first, min(box.start[1] for box in places), min(box.start[2] for box in places)
+    starts = [place.box.start for place in places]
+    first = (max if depth == "intersection" else min)(start[0] for start in starts)
+    return first, min(start[1] for start in starts), min(start[2] for start in starts)
 
 
 @njit(cache=True, nogil=True)

@@ -2,6 +2,9 @@
 
 Of each pair of neighbours only the strips that may overlap are read, in a few layers of planes: those with most
 texture, until two of them agree. Layers that agree are averaged; pairs without common texture get no vote.
+
+Where tiles drift sideways over their depth, layers differ because the tiles do. Then layers all over the depth are
+measured, and all are kept, see `cloudreg.stitching.drift`.
 """
 
 from __future__ import annotations
@@ -9,7 +12,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -31,10 +34,27 @@ Matrix = tuple[Triple, Triple, Triple]
 
 _LAYER_PLANES = 24
 _MOST_LAYERS = 4
+_MOST_DRIFT_LAYERS = 16
 # A link is trusted if two directions are known this well, as standard deviations in pixels.
 _KNOWN_PX = 1.0
 # Filtered pieces and spectra.
 _FIXED_BYTES = 60 * 10**6
+
+
+@dataclass(frozen=True, eq=False)
+class Layer:
+    """What one layer of planes says of two neighbours.
+
+    Parameters
+    ----------
+    plane
+        The middle of the layer, in planes of the first tile.
+    shift
+        Its lag is the position of the second tile minus that of the first there.
+    """
+
+    plane: float
+    shift: Shift
 
 
 @dataclass(frozen=True)
@@ -56,6 +76,8 @@ class Link:
         overlap.
     sharpness
         Curvature over height of the peak per axis, 1/px^2; 0 for an empty overlap.
+    layers
+        Those in which a shift was found, ascending.
     """
 
     first: int
@@ -65,11 +87,35 @@ class Link:
     correlation: float = math.nan
     information: Matrix = ((0.0, 0.0, 0.0), (0.0, 0.0, 0.0), (0.0, 0.0, 0.0))
     sharpness: Triple = (0.0, 0.0, 0.0)
+    layers: tuple[Layer, ...] = field(default=(), compare=False, repr=False)
 
     @property
     def is_empty(self) -> bool:
         """Whether the overlap had no texture in common, so that nothing was measured."""
         return math.isnan(self.correlation)
+
+
+def combined(link: Link, layers: Sequence[Layer]) -> Link:
+    """Return a link with the shift that layers have in common; an empty one if they say too little."""
+    empty = Link(link.first, link.second, link.nominal_px, link.nominal_px, layers=tuple(layers))
+    if not layers:
+        return empty
+    mean = combine_layers([layer.shift for layer in layers])
+    if not is_trusted(mean.information):
+        return empty
+    return replace(
+        empty,
+        shift_px=_triple(mean.lag_px),
+        correlation=mean.correlation,
+        information=_matrix(mean.information),
+        sharpness=_triple(mean.sharpness),
+    )
+
+
+def drift_layers(acquisition: Acquisition, settings: AlignSettings) -> int:
+    """Return in how many layers tiles are compared when they may drift; 0 if they may not, or are too thin for two."""
+    count = acquisition.tile_shape[0] // _thickness(acquisition, search_radius_px(acquisition, settings))
+    return min(count, _MOST_DRIFT_LAYERS) if settings.drift == "layers" and count > 1 else 0
 
 
 def neighbours(tiles: Sequence[Tile]) -> list[tuple[int, int]]:
@@ -123,7 +169,13 @@ def measure_links(
     and not with their number or depth.
     """
     acquisition.require_channel(channel)
-    task = _Measure(acquisition, channel, shading, search_radius_px(acquisition, settings))
+    task = _Measure(
+        acquisition,
+        channel,
+        shading,
+        search_radius_px(acquisition, settings),
+        drift_layers(acquisition, settings),
+    )
     pairs = [
         _Pair(i, j, f"{acquisition.tiles[i].name}-{acquisition.tiles[j].name}")
         for i, j in neighbours(acquisition.tiles)
@@ -165,6 +217,7 @@ class _Measure:
     channel: int
     shading: Shading | None
     search_px: tuple[int, int, int]
+    drift_layers: int = 0
 
     def __call__(self, pair: _Pair) -> Link:
         nominal = self._nominal(pair)
@@ -172,7 +225,9 @@ class _Measure:
         first, second, lag = self._parts(pair)
         if 0 in first.shape(1):
             return empty
-        found: list[Shift] = []
+        # The strips start elsewhere than the tiles.
+        moved = np.asarray((0, first.rows.start, first.columns.start)) - (0, second.rows.start, second.columns.start)
+        found: list[Layer] = []
         for start, stop in self._layers(first, second):
             shift = measure_shift(
                 self._read(first, start, stop),
@@ -182,36 +237,21 @@ class _Measure:
                 self.acquisition.voxel_size_um,
             )
             if shift is not None:
-                found.append(shift)
-            if len(found) > 1 and agree_closely(found):
+                # Both strips have the same planes: what they share begins later in one, and ends earlier in the other.
+                middle = (start + stop - 1 + shift.lag_px[0]) / 2
+                found.append(Layer(middle, replace(shift, lag_px=shift.lag_px + moved)))
+            if not self.drift_layers and len(found) > 1 and agree_closely([layer.shift for layer in found]):
                 break
-        if not found:
-            return empty
-        mean = combine_layers(found)
-        if not _is_trusted(mean.information):
-            return empty
-        # The strips start elsewhere than the tiles.
-        moved = np.asarray((0, first.rows.start, first.columns.start)) - (0, second.rows.start, second.columns.start)
-        return replace(
-            empty,
-            shift_px=_triple(mean.lag_px + moved),
-            correlation=mean.correlation,
-            information=_matrix(mean.information),
-            sharpness=_triple(mean.sharpness),
-        )
+        return combined(empty, found)
 
     def strip_bytes(self, pair: _Pair) -> int:
         """Most that measuring a pair may hold."""
         first, second, _ = self._parts(pair)
-        depth = self._thickness
+        depth = _thickness(self.acquisition, self.search_px)
         voxels = math.prod(first.shape(depth)) + math.prod(second.shape(depth))
         # As read, evened, and all the smaller copies, filtered too; then filtered pieces and spectra, of fixed size.
         evened = 0 if self.shading is None else 4
         return voxels * (self.acquisition.dtype.itemsize + evened + 3) + _FIXED_BYTES
-
-    @property
-    def _thickness(self) -> int:
-        return min(max(_LAYER_PLANES, 2 * self.search_px[0]), self.acquisition.tile_shape[0])
 
     def _nominal(self, pair: _Pair) -> Triple:
         a, b = (np.asarray(self.acquisition.nominal_px(self.acquisition.tiles[i])) for i in (pair.first, pair.second))
@@ -234,12 +274,13 @@ class _Measure:
     def _layers(self, first: _Part, second: _Part) -> list[tuple[int, int]]:
         """Return ranges of planes to compare, the most promising first."""
         depth = self.acquisition.tile_shape[0]
-        count = max(1, depth // self._thickness)
+        thickness = _thickness(self.acquisition, self.search_px)
+        count = self.drift_layers or max(1, depth // thickness)
         edges = [depth * i // count for i in range(count + 1)]
         centres = [(a + b) // 2 for a, b in itertools.pairwise(edges)]
-        half = self._thickness // 2
-        layers = [(max(0, c - half), min(depth, max(0, c - half) + self._thickness)) for c in centres]
-        if count <= _MOST_LAYERS:
+        half = thickness // 2
+        layers = [(max(0, c - half), min(depth, max(0, c - half) + thickness)) for c in centres]
+        if self.drift_layers or count <= _MOST_LAYERS:
             return layers
         textures = [min(self._texture(first, *layer), self._texture(second, *layer)) for layer in layers]
         return [layers[i] for i in sorted(range(count), key=lambda i: -textures[i])[:_MOST_LAYERS]]
@@ -278,7 +319,12 @@ class _Measure:
         return Strip(values, observed)
 
 
-def _is_trusted(information: NDArray[np.float64]) -> bool:
+def _thickness(acquisition: Acquisition, search_px: tuple[int, int, int]) -> int:
+    """Planes in a layer."""
+    return min(max(_LAYER_PLANES, 2 * search_px[0]), acquisition.tile_shape[0])
+
+
+def is_trusted(information: NDArray[np.float64]) -> bool:
     """Whether the shift is known to a pixel in two directions at least: a smooth surface alone shows one, and lies."""
     return float(np.linalg.eigvalsh(information)[1]) >= 1 / _KNOWN_PX**2
 

@@ -10,17 +10,10 @@ isn't known: I says so, and other links or the stage decide that direction alone
 moved, and s and a how well it did along each axis: all are learned from the tiles that the images hold, see
 `cloudreg.stitching.stage`. So no part of the grid can drift away.
 
-A wrong link breaks the loops that it is in. Robust weights find it: r starts at 1 for all, and its scale is lowered
-step by step (graduated non-convexity) until links off by more than about a pixel count for nothing. A link that isn't
-known to a pixel may be off by more.
+A wrong link breaks the loops that it is in, and robust weights find it, see `cloudreg.stitching.robust`.
 
 The matrix of these equations is the inverse covariance of the positions. So it is known of each tile how far it may be
 off, and how much of that the stage decides alone, see `cloudreg.stitching.certainty`.
-
-References
-----------
-H. Yang, P. Antonante, V. Tzoumas, L. Carlone, "Graduated non-convexity for robust spatial perception: from non-minimal
-solvers to global outlier rejection", IEEE Robot. Autom. Lett. 5 (2020).
 """
 
 from __future__ import annotations
@@ -39,20 +32,14 @@ from cloudreg.settings import AlignSettings
 from cloudreg.stitching.certainty import find_certainties
 from cloudreg.stitching.layers import FLOOR_PX
 from cloudreg.stitching.links import Link, neighbours, search_radius_px
+from cloudreg.stitching.robust import distances_px, reject
 from cloudreg.stitching.stage import Stage, learned_stage, robust_model
 from cloudreg.tiles import Acquisition, Certainty
 
 Array = NDArray[Any]
 
-# Residual at which a link that is perfectly known counts a quarter in the end.
-_ROBUST_PX = 1.0
-_SCALE_STEP = 0.7
-# A link farther off than this many times that, and than four robust standard deviations, is an outlier.
-_OUTLIER = 2.0
-# Where nothing is known of how well the stage did, its absolute position only decides what nothing else does.
-_ABSOLUTE = 0.01
-# Information of a direction of which nothing is known, 1/px^2.
-_NOTHING = 1e-6
+ABSOLUTE = 0.01
+"""Weight of the stage's absolute positions beside its distances, where nothing is known of how well it did."""
 # Tiles hang together by links that are known this well in all directions, as standard deviations in pixels.
 _HELD_PX = 0.5
 
@@ -103,9 +90,9 @@ def place_tiles(acquisition: Acquisition, links: Sequence[Link], settings: Align
 
     weight = settings.stage_weight / FLOOR_PX**2 * np.ones(3)
     none = np.zeros((*nominal.shape, 0))
-    first = Stage(robust_model(nominal, pairs, ends[votes], shifts[votes]), _ABSOLUTE * weight, weight, none)
+    first = Stage(robust_model(nominal, pairs, ends[votes], shifts[votes]), ABSOLUTE * weight, weight, none)
     system = _System(ends, shifts, information, pairs, first)
-    robust, outliers = _reject(system, votes)
+    robust, outliers = reject(system, votes)
     positions = system.solve(robust)
     group = _hanging_together(len(nominal), ends, information, robust)
     learned = learned_stage(nominal, pairs, positions, group)
@@ -142,6 +129,11 @@ class _System:
     pairs: Array
     stage: Stage
 
+    @property
+    def expected(self) -> Array:
+        """Where tiles are by the stage alone, (n, 3)."""
+        return self.stage.model
+
     def solve(self, robust: Array) -> Array:
         """Return the positions (n, 3) for given robust weights of the links."""
         stage = self.of_stage()
@@ -176,39 +168,8 @@ class _System:
         return np.asarray(self.shifts - (positions[self.ends[:, 1]] - positions[self.ends[:, 0]]))
 
     def distances(self, positions: Array) -> Array:
-        """Return how far off each link is, (m,), in pixels for one that is perfectly known; less for a vague one."""
-        off = self.residuals(positions)
-        covariance = np.linalg.inv(self.information + _NOTHING * np.eye(3))
-        squared = np.einsum("ki,ki->k", off, np.linalg.solve(covariance + np.eye(3), off[..., None])[..., 0])
-        return np.asarray(np.sqrt(squared))
-
-
-def _reject(system: _System, votes: Array) -> tuple[Array, Array]:
-    """Return the robust weight of each link, and which links are outliers."""
-    if not votes.any():
-        return np.zeros(len(votes)), np.zeros_like(votes)
-    trust = _plausibility(system, votes)
-    scale = max(float(system.distances(system.solve(trust))[votes].max()), _ROBUST_PX)
-    robust = trust
-    settled = 0
-    while settled < 5:
-        squared = system.distances(system.solve(robust)) ** 2
-        robust = trust * (scale**2 / (scale**2 + squared)) ** 2
-        settled += scale == _ROBUST_PX
-        scale = max(scale * _SCALE_STEP, _ROBUST_PX)
-    distance = system.distances(system.solve(robust))
-    deviation = 1.4826 * float(np.median(distance[votes]))
-    outliers = votes & (distance > max(_OUTLIER * _ROBUST_PX, 4 * deviation))
-    # What remains is least squares again, but for the few between a pixel and the limit.
-    kept = (_ROBUST_PX**2 / (_ROBUST_PX**2 + distance**2)) ** 2
-    return np.where(votes & ~outliers, kept, 0.0), outliers
-
-
-def _plausibility(system: _System, votes: Array) -> Array:
-    """How likely a link is by the stage alone, 0..1: settles which link of a single broken loop is wrong."""
-    distance = system.distances(system.stage.model)
-    typical = max(3 * float(np.median(distance[votes])), 2.0)
-    return np.where(votes, 1 / (1 + (distance / typical) ** 2), 0.0)
+        """Return how far off each link is, (m,), see `distances_px`."""
+        return distances_px(self.residuals(positions), self.information)
 
 
 def _hanging_together(tiles: int, ends: Array, information: Array, robust: Array) -> Array:

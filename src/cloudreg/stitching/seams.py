@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 from cloudreg.errors import InputError
 from cloudreg.execution import Engine
 from cloudreg.space import Box
-from cloudreg.stitching.fusion import tile_boxes
+from cloudreg.stitching.drift import Drifts, LayerResidual
 from cloudreg.stitching.links import neighbours
+from cloudreg.stitching.places import TilePlace, shared, tile_places
 from cloudreg.tiles import Acquisition, Project, Tile, to_project
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ Array = NDArray[Any]
 _DEPTHS = 5
 _BLOCK = 2
 _MOSAIC_PX = 640
-_TABLE, _BEFORE, _AFTER = "seams.csv", "before.tif", "after.tif"
+_TABLE, _LAYERS, _BEFORE, _AFTER = "seams.csv", "layers.csv", "before.tif", "after.tif"
 
 
 @dataclass(frozen=True)
@@ -68,14 +69,14 @@ def measure_seams(
     engine
         Runs the pairs; each holds a few planes of two strips.
     """
-    before, after = tile_boxes(acquisition, to_project(acquisition, channel)), tile_boxes(acquisition, project)
+    before, after = tile_places(acquisition, to_project(acquisition, channel)), tile_places(acquisition, project)
     task = _Compare(acquisition, channel, shading, tuple(before), tuple(after))
     pairs = [_Pair(*pair) for pair in neighbours(acquisition.tiles)]
     return [seam for seam in engine.run(task, pairs, label="seams", unit="pairs") if seam is not None]
 
 
 def mosaic(
-    acquisition: Acquisition, channel: int, shading: Shading | None, places: Sequence[Box]
+    acquisition: Acquisition, channel: int, shading: Shading | None, places: Sequence[TilePlace]
 ) -> NDArray[np.float32]:
     """Return a small picture of the middle plane with the tiles laid over each other, unblended: seams are to show.
 
@@ -84,14 +85,15 @@ def mosaic(
     acquisition, channel, shading
         What to read: one plane a tile.
     places
-        Boxes of the tiles.
+        Where the tiles lie.
     """
-    low, high = np.min([box.start for box in places], axis=0), np.max([box.stop for box in places], axis=0)
+    boxes = [place.box for place in places]
+    low, high = np.min([box.start for box in boxes], axis=0), np.max([box.stop for box in boxes], axis=0)
     step = max(1, math.ceil((high - low)[1:].max() / _MOSAIC_PX))
     plane = int(low[0] + high[0]) // 2
     picture = np.zeros(-(-(high - low)[1:] // step), dtype=np.float32)
-    for tile, box in zip(acquisition.tiles, places, strict=True):
-        z = plane - box.start[0]
+    for tile, place in zip(acquisition.tiles, places, strict=True):
+        box, z = place.at(plane), plane - place.first_plane
         if not any(a <= z < b for a, b in acquisition.planes(tile, channel)):
             continue
         raw: Array = acquisition.read(tile, channel, z, z + 1)
@@ -105,23 +107,60 @@ def mosaic(
 
 
 def save_seams(
-    acquisition: Acquisition, channel: int, shading: Shading | None, project: Project, folder: Path, engine: Engine
+    acquisition: Acquisition,
+    channel: int,
+    shading: Shading | None,
+    project: Project,
+    folder: Path,
+    engine: Engine,
+    *,
+    drifts: Drifts | None = None,
 ) -> None:
-    """Measure the seams and write ``seams.csv``, ``before.tif`` and ``after.tif`` into a folder; the table last."""
+    """Measure the seams and write ``seams.csv``, ``before.tif`` and ``after.tif`` into a folder; the table last.
+
+    Where tiles drift, what is left of the links in each layer goes to ``layers.csv``.
+    """
     import tifffile
 
     seams = measure_seams(acquisition, channel, shading, project, engine)
     folder.mkdir(parents=True, exist_ok=True)
     stage = to_project(acquisition, channel)
     for name, flat, where in ((_BEFORE, None, stage), (_AFTER, shading, project)):
-        picture = mosaic(acquisition, channel, flat, tile_boxes(acquisition, where))
+        picture = mosaic(acquisition, channel, flat, tile_places(acquisition, where))
         tifffile.imwrite(folder / name, picture, photometric="minisblack", metadata=None)
-    unfinished = folder / f".{_TABLE}.unfinished"
+    if drifts is not None:
+        _write_table(folder / _LAYERS, LayerResidual, drifts.layers)
+    _write_table(folder / _TABLE, Seam, seams)
+
+
+def _write_table(path: Path, kind: type[Seam] | type[LayerResidual], rows: Sequence[Seam | LayerResidual]) -> None:
+    unfinished = path.with_name(f".{path.name}.unfinished")
     with unfinished.open("w", newline="") as file:
-        writer = csv.DictWriter(file, [f.name for f in fields(Seam)])
+        writer = csv.DictWriter(file, [f.name for f in fields(kind)])
         writer.writeheader()
-        writer.writerows(asdict(seam) for seam in seams)
-    unfinished.replace(folder / _TABLE)
+        writer.writerows(asdict(row) for row in rows)
+    unfinished.replace(path)
+
+
+def load_layers(folder: Path) -> list[LayerResidual]:
+    """Read what `save_seams` wrote of the layers; none where no drift was found.
+
+    Raises
+    ------
+    InputError
+        If the file does not hold it.
+    """
+    path = folder / _LAYERS
+    if not path.exists():
+        return []
+    try:
+        with path.open(newline="") as file:
+            return [
+                LayerResidual(float(r["plane"]), int(r["links"]), float(r["px"]), float(r["straight_px"]))
+                for r in csv.DictReader(file)
+            ]
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"expected plane, links, px and straight_px in {path}: {error}") from error
 
 
 def load_seams(folder: Path) -> tuple[list[Seam], NDArray[np.float32], NDArray[np.float32]]:
@@ -159,8 +198,8 @@ class _Compare:
     acquisition: Acquisition
     channel: int
     shading: Shading | None
-    before: tuple[Box, ...]
-    after: tuple[Box, ...]
+    before: tuple[TilePlace, ...]
+    after: tuple[TilePlace, ...]
 
     def __call__(self, pair: _Pair) -> Seam:
         """Measure one seam."""
@@ -173,16 +212,17 @@ class _Compare:
         return Seam(first.name, second.name, correlation, correlation_after, ratio, ratio_after)
 
     def _agreement(
-        self, first: Tile, second: Tile, here: Box, there: Box, shading: Shading | None
+        self, first: Tile, second: Tile, here: TilePlace, there: TilePlace, shading: Shading | None
     ) -> tuple[float, float]:
-        common = here.intersection(there)
+        common = here.box.intersection(there.box)
         if not common.size:
             return math.nan, math.nan
         count = common.shape[0]
         planes = sorted({common.start[0] + count * (2 * k + 1) // (2 * _DEPTHS) for k in range(_DEPTHS)})
         parts = []
         for z in planes:
-            a, b = (self._read(tile, box, common, z, shading) for tile, box in ((first, here), (second, there)))
+            part = shared(here, there, z)
+            a, b = (self._read(tile, place, part, shading) for tile, place in ((first, here), (second, there)))
             if a is not None and b is not None:
                 parts.append(np.stack([a.ravel(), b.ravel()]))
         if not parts:
@@ -197,12 +237,15 @@ class _Compare:
         ratio = float(np.median(b[tissue] / a[tissue])) if tissue.any() and bright.max() > 0 else math.nan
         return float(np.corrcoef(a, b)[0, 1]), ratio
 
-    def _read(self, tile: Tile, box: Box, common: Box, z: int, shading: Shading | None) -> Array | None:
-        """The common part of a plane, as means over small blocks; None if it was lost."""
-        plane = z - box.start[0]
+    def _read(self, tile: Tile, place: TilePlace, part: Box, shading: Shading | None) -> Array | None:
+        """Part of a plane, as means over small blocks; None if it is empty or was lost."""
+        if not part.size:
+            return None
+        whole = place.at(part.start[0])
+        plane = whole.start[0] - place.first_plane
         if not any(a <= plane < b for a, b in self.acquisition.planes(tile, self.channel)):
             return None
-        _, rows, columns = common.shifted([-v for v in box.start]).slices
+        _, rows, columns = part.shifted([-v for v in whole.start]).slices
         raw: Array = self.acquisition.read(tile, self.channel, plane, plane + 1, rows, columns)
         values = raw.astype(np.float32)[0] if shading is None else shading.apply(raw, rows, columns)[0]
         height, width = (n // _BLOCK * _BLOCK for n in values.shape)

@@ -5,7 +5,7 @@ from cloudreg.tiles.colm import ColmAcquisition, open_colm
 from cloudreg.tiles.colm_writer import write_colm
 from cloudreg.tiles.damage import damaged_planes, say_damage
 from cloudreg.tiles.opening import acquisition_of, open_acquisition
-from cloudreg.tiles.project import AxisDisplacement, Certainty, Displacement, Project, ProjectTile, to_project
+from cloudreg.tiles.project import AxisDisplacement, Certainty, Displacement, Drift, Project, ProjectTile, to_project
 from cloudreg.tiles.terastitcher_write import write_project
 from cloudreg.tiles.terastitcher_xml import read_project
 
@@ -15,6 +15,7 @@ __all__ = [
     "Certainty",
     "ColmAcquisition",
     "Displacement",
+    "Drift",
     "Intervals",
     "Project",
     "ProjectTile",

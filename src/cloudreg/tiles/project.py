@@ -6,10 +6,15 @@ neighbour only; those towards west and north are the same with the other sign.
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from cloudreg.errors import InputError
 from cloudreg.tiles.acquisition import Acquisition, Intervals, Place
@@ -106,6 +111,33 @@ class Certainty:
 
 
 @dataclass(frozen=True)
+class Drift:
+    """How a tile moves sideways over its depth: what is added to its position, plane by plane.
+
+    Parameters
+    ----------
+    planes
+        Planes of the tile, ascending, at which it is known.
+    y_px, x_px
+        What is added there; linear between them, and constant beyond the first and the last.
+    """
+
+    planes: tuple[float, ...]
+    y_px: tuple[float, ...]
+    x_px: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if not len(self.planes) == len(self.y_px) == len(self.x_px) or not self.planes:
+            raise ValueError(f"got {len(self.planes)} planes, {len(self.y_px)} rows and {len(self.x_px)} columns")
+        if any(a >= b for a, b in itertools.pairwise(self.planes)):
+            raise ValueError("the planes do not ascend")
+
+    def at(self, planes: Sequence[float] | NDArray[Any]) -> NDArray[np.float64]:
+        """Return what is added to the position (n, 2), rows and columns, at some planes (n,)."""
+        return np.stack([np.interp(planes, self.planes, along) for along in (self.y_px, self.x_px)], axis=-1)
+
+
+@dataclass(frozen=True)
 class ProjectTile:
     """One cell of the project's grid; a cell without a tile has no name and no planes.
 
@@ -129,6 +161,8 @@ class ProjectTile:
         Of the files.
     certainty
         How well the position is known; None where that isn't known.
+    drift
+        How the tile moves sideways over its depth, the position being the mean; None where it does not.
     extras
         Unknown attributes and elements.
     """
@@ -145,6 +179,7 @@ class ProjectTile:
     channels: int = 1
     bytes_per_channel: int = 2
     certainty: Certainty | None = None
+    drift: Drift | None = None
     extras: Extras = Extras()
 
 
@@ -225,6 +260,10 @@ class Project:
             return replace(tile, position_px=(float(z), float(y), float(x)), certainty=(certainties or {}).get(place))
 
         return self.mapped(move)
+
+    def drifting(self, drifts: Mapping[tuple[int, int], Drift | None]) -> Project:
+        """Return a copy whose tiles drift as given by row and column; other tiles stay."""
+        return self.mapped(lambda tile: replace(tile, drift=drifts.get((tile.row, tile.column), tile.drift)))
 
     def linked(self, links: Mapping[tuple[int, int, str], tuple[Displacement, ...]]) -> Project:
         """Return a copy with new displacements, given by row, column and ``"east"`` or ``"south"``; others stay."""

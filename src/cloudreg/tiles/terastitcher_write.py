@@ -30,7 +30,7 @@ def write_project(project: Project, path: str | Path, *, step: Step) -> None:
         The last one that was done.
     """
     if step == "import":
-        project = project.mapped(lambda tile: replace(tile, east=(), south=(), stitchable=False))
+        project = project.mapped(lambda tile: replace(tile, east=(), south=(), stitchable=False, drift=None))
     elif step == "displcomp":
         project = project.mapped(lambda tile: replace(tile, stitchable=False))
     else:
@@ -90,6 +90,9 @@ def _stack_element(project: Project, tile: ProjectTile) -> Element:
         sigma = dict(zip(("D", "V", "H", "WORST"), (*tile.certainty.sigma_px, tile.certainty.worst_px), strict=True))
         attributes |= {f"SIGMA_{name}": float(f"{sigma[name]:.4g}") for name in ("V", "H", "D", "WORST")}
         attributes["STAGE_SHARE"] = float(f"{tile.certainty.stage_share:.4g}")
+    if tile.drift is not None:
+        known = {"PLANES": tile.drift.planes, "V": tile.drift.y_px, "H": tile.drift.x_px}
+        attributes |= {f"DRIFT_{name}": ";".join(map(_text, values)) for name, values in known.items()}
     element = Element("Stack", {name: _text(value) for name, value in attributes.items()})
     north = project.tile(tile.row - 1, tile.column).south if tile.row else ()
     west = project.tile(tile.row, tile.column - 1).east if tile.column else ()

@@ -2,7 +2,8 @@
 
 TeraStitcher's positions and displacements are whole pixels. Ours are real numbers: the attributes that TeraStitcher
 reads hold them rounded, and attributes that it does not know (``POSITION_V`` …, ``displ_px``) hold them whole. Others
-(``SIGMA_V`` …) say how well a position is known.
+(``SIGMA_V`` …) say how well a position is known, and how a tile drifts sideways over its depth (``DRIFT_V`` …): its
+position is the mean then, and who does not know these attributes lays it there, straight.
 Its axes are V = vertical = y, H = horizontal = x, D = depth = z.
 """
 
@@ -18,7 +19,16 @@ from xml.etree.ElementTree import Element
 from cloudreg.errors import InputError
 from cloudreg.execution.progress import say
 from cloudreg.tiles.acquisition import Intervals
-from cloudreg.tiles.project import AxisDisplacement, Certainty, Displacement, Extras, Project, ProjectTile, Triple
+from cloudreg.tiles.project import (
+    AxisDisplacement,
+    Certainty,
+    Displacement,
+    Drift,
+    Extras,
+    Project,
+    ProjectTile,
+    Triple,
+)
 
 ROOT = "TeraStitcher"
 HEADER = {
@@ -37,6 +47,7 @@ _STACK_NAMES = (
     *("N_CHANS", "N_BYTESxCHAN", "ROW", "COL", "ABS_V", "ABS_H", "ABS_D", "STITCHABLE", "DIR_NAME", "Z_RANGES"),
     *("IMG_REGEX", "POSITION_V", "POSITION_H", "POSITION_D"),
     *("SIGMA_V", "SIGMA_H", "SIGMA_D", "SIGMA_WORST", "STAGE_SHARE"),
+    *("DRIFT_PLANES", "DRIFT_V", "DRIFT_H"),
 )
 _AXIS_NAMES = (
     *("displ", "default_displ", "reliability", "nccPeak", "nccWidth", "nccWRangeThr", "nccInvWidth", "delay"),
@@ -135,12 +146,26 @@ class _Reader:
             channels=self._whole(stack, "N_CHANS", 1),
             bytes_per_channel=self._whole(stack, "N_BYTESxCHAN", 2),
             certainty=self._certainty(stack) if ours and "SIGMA_WORST" in stack.keys() else None,  # noqa: SIM118
+            drift=self._drift(stack) if "DRIFT_PLANES" in stack.keys() else None,  # noqa: SIM118
             extras=_extras(stack, _STACK_NAMES, SIDES),
         )
 
     def _certainty(self, stack: Element) -> Certainty:
         worst, share = (self._real(stack, name) for name in ("SIGMA_WORST", "STAGE_SHARE"))
         return Certainty(self._triple(stack, "SIGMA_"), worst, share)
+
+    def _drift(self, stack: Element) -> Drift:
+        texts = [stack.get(f"DRIFT_{name}", "") for name in ("PLANES", "V", "H")]
+        try:
+            planes, down, right = (tuple(float(part) for part in text.split(";")) for text in texts)
+            if not all(map(math.isfinite, planes + down + right)):
+                raise ValueError("not all are finite")
+            return Drift(planes, down, right)
+        except ValueError as error:
+            raise InputError(
+                f"expected DRIFT_PLANES, DRIFT_V and DRIFT_H of equally many numbers such as '0;99.5;199' in "
+                f"{self._path}, planes ascending: {error}"
+            ) from error
 
     def _displacements(self, stack: Element, side: str) -> tuple[Displacement, ...]:
         found = stack.find(f"{side}_displacements")

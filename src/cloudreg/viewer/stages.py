@@ -15,7 +15,8 @@ from cloudreg.flatfield import load_shading
 from cloudreg.io import open_volume
 from cloudreg.run_folder import RunFolder
 from cloudreg.stitching.certainty import doubts
-from cloudreg.stitching.seams import Seam, load_seams
+from cloudreg.stitching.drift import LayerResidual
+from cloudreg.stitching.seams import Seam, load_layers, load_seams
 from cloudreg.tiles import Displacement, Project, ProjectTile, read_project
 from cloudreg.viewer.charts import histogram, lines, residual_map, seam_map, tile_layout
 from cloudreg.viewer.page import Fact, Part, Section
@@ -27,6 +28,7 @@ _FAR_PX = 3.0
 _WORSE = 0.1
 _UNEVEN = 0.15
 _ALIKE = 0.5
+_SHOWN_DRIFTS = 6
 
 
 def run_facts(folder: RunFolder, manifest: Mapping[str, Any]) -> list[Fact]:
@@ -65,7 +67,7 @@ def run_sections(folder: RunFolder, manifest: Mapping[str, Any]) -> list[Section
     if shaded:
         sections.append(_shading_section(folder, shaded))
     if folder.project.exists():
-        sections.append(_alignment_section(read_project(folder.project)))
+        sections.append(alignment_section(read_project(folder.project), load_layers(folder.seams)))
     if (folder.seams / "seams.csv").exists() and folder.project.exists():
         sections.append(seam_section(read_project(folder.project), folder.seams))
     stitched = [c for c in _channels(manifest, "correct") if folder.corrected(c).exists()]
@@ -119,7 +121,8 @@ def _shading_section(folder: RunFolder, channels: Sequence[int]) -> Section:
     )
 
 
-def _alignment_section(project: Project) -> Section:
+def alignment_section(project: Project, layers: Sequence[LayerResidual] = ()) -> Section:
+    """Return where the tiles were placed, how far from the stage and the links, and how they drift over their depth."""
     tiles = [tile for tile in project.tiles if tile.name]
     voxel = np.asarray(project.voxel_size_um)
     number = {(tile.row, tile.column): index for index, tile in enumerate(tiles)}
@@ -155,8 +158,34 @@ def _alignment_section(project: Project) -> Section:
         "Alignment",
         "Where neighbours overlap, their shift was measured; then all tiles were placed together. Links should be "
         "bright, and the placement agree with them to a fraction of a pixel.",
-        [Part("charts", pictures=[layout]), Part("charts", pictures=charts)],
+        [Part("charts", pictures=[layout]), Part("charts", pictures=charts), *_drift_parts(tiles, layers)],
     )
+
+
+def _drift_parts(tiles: Sequence[ProjectTile], layers: Sequence[LayerResidual]) -> list[Part]:
+    """Return how the tiles drift that do most, and what is left of the links in each layer; nothing where none does."""
+    drifts = {tile.name: tile.drift for tile in tiles if tile.drift is not None}
+    if not drifts:
+        return []
+    most = sorted(drifts, key=lambda name: -max(np.ptp(drifts[name].y_px), np.ptp(drifts[name].x_px)))[:_SHOWN_DRIFTS]
+    charts = [
+        lines(
+            {name: (np.array(drifts[name].planes), np.array(getattr(drifts[name], along))) for name in most},
+            "plane",
+            f"pixels along {axis}",
+            f"How tiles drift along {axis}, those that drift most.",
+        )
+        for axis, along in (("y", "y_px"), ("x", "x_px"))
+    ]
+    seen = [layer for layer in layers if layer.links]
+    if seen:
+        planes = np.array([layer.plane for layer in seen])
+        left = {
+            "as if no tile drifted": (planes, np.array([layer.straight_px for layer in seen])),
+            "with the drift": (planes, np.array([layer.px for layer in seen])),
+        }
+        charts.append(lines(left, "plane", "pixels", "What is left of a link in each layer of planes, median."))
+    return [Part("charts", title="Drift over the depth", pictures=charts)]
 
 
 def seam_section(project: Project, folder: Path) -> Section:
