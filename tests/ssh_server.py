@@ -54,8 +54,12 @@ class SshServer:
         self.port = self._server.get_port()
 
     def stop(self) -> None:
-        self._server.close()
+        self._do(self._close())
         self.drop()
+
+    async def _close(self) -> None:
+        """Close in the loop's own thread, where the last connection may be going at this moment."""
+        self._server.close()
 
     def drop(self) -> None:
         """Cut all connections, as a broken network does."""
