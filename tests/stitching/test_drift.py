@@ -233,6 +233,8 @@ def test_the_report_shows_the_drift(aligned, swaying, engine, tmp_path):
     assert titles[-1] == "Drift over the depth"
     assert len(alignment_section(found.placed, layers).parts[-1].pictures) == 3
     assert "Drift over the depth" not in [part.title for part in alignment_section(aligned["none"].placed).parts]
+    save_seams(swaying.acquisition, 0, None, found.placed, tmp_path, engine)
+    assert load_layers(tmp_path) == []
 
 
 def test_projections_do_not_show_a_drift():

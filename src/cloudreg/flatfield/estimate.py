@@ -51,8 +51,7 @@ def estimate_shading(acquisition: Acquisition, channel: int, settings: ShadingSe
     Raises
     ------
     InputError
-        If there is no such channel, or it shows nothing.
-        Or if the method is ``basic`` and its library is not installed.
+        If there is no such channel, it shows nothing, or the method is ``basic`` and its library is not installed.
     """
     acquisition.require_channel(channel)
     if settings.method == "basic":

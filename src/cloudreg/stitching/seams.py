@@ -128,6 +128,8 @@ def save_seams(
     for name, flat, where in ((_BEFORE, None, stage), (_AFTER, shading, project)):
         picture = mosaic(acquisition, channel, flat, tile_places(acquisition, where))
         tifffile.imwrite(folder / name, picture, photometric="minisblack", metadata=None)
+    # An earlier alignment's, with other settings, says nothing of this one.
+    (folder / _LAYERS).unlink(missing_ok=True)
     if drifts is not None:
         _write_table(folder / _LAYERS, LayerResidual, drifts.layers)
     _write_table(folder / _TABLE, Seam, seams)
