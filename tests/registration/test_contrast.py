@@ -69,4 +69,4 @@ def test_many_small_systems_are_solved_as_one_by_one():
     matrices = factors @ factors.transpose(0, 2, 1) + 0.1 * np.eye(4)
     right = rng.standard_normal((50, 4))
     expected = np.linalg.solve(matrices, right[..., None])[..., 0]
-    np.testing.assert_allclose(_solve_each(matrices.T, right.T).T, expected, rtol=1e-9)
+    np.testing.assert_allclose(np.stack(_solve_each(matrices.T, right.T), axis=1), expected, rtol=1e-9)

@@ -1,15 +1,15 @@
 """Where the solver computes: the same solver on arrays of NumPy in the main memory, or of torch on a GPU.
 
-The solver is plain array operations, which both libraries share (the array API), and a few hot loops, which each
-backend brings: numba's on the CPU, Triton's on a GPU. A backend is found by the array at hand (`backend_of`), as a
-namespace is in the array API, so that whoever sends the first field to a device has chosen where everything after it
-happens. Fields on the velocity grid live on the device, and the images are sent to it once; sums, the contrast's
-moments and the affine come back.
+The solver is plain array operations, which both libraries share (the array API), and a few filters and hot loops,
+which each backend brings: SciPy's and numba's on the CPU, Triton's on a GPU. A backend is found by the array at hand
+(`backend_of`), as a namespace is in the array API, so that whoever sends the first field to a device has chosen where
+everything after it happens. The images are sent to the device once, and fields on the velocity grid and the contrast
+live there; sums and the affine come back.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, Protocol, TypeAlias
 
 import array_api_compat.numpy
@@ -17,10 +17,13 @@ import numpy as np
 import scipy.fft
 from numpy.typing import NDArray
 
-from cloudreg.registration import kernels, nodes
+from cloudreg.registration import kernels, nodes, sampling
 
 Field: TypeAlias = Any
 """A (z, y, x, ...) float32 array on some device, that knows + - * / and indexing."""
+
+Surroundings: TypeAlias = Literal["reflect", "constant"]
+"""What lies beyond an array's faces: the array mirrored, or zeros."""
 
 _Image: TypeAlias = NDArray[np.float32]
 _Sums: TypeAlias = NDArray[np.float64]
@@ -36,14 +39,29 @@ class Backend(Protocol):
     def xp(self) -> Any:
         """The arrays' namespace, as the array API has it."""
 
-    def send(self, array: _Image) -> Field:
+    def send(self, array: NDArray[Any]) -> Field:
         """Copy an array to the device."""
 
     def constant(self, array: _Image) -> Field:
         """Return an array on the device that is sent once, and kept for as long as ``array`` is."""
 
-    def fetch(self, field: Field) -> _Image:
+    def fetch(self, field: Field) -> NDArray[Any]:
         """Copy a field to the main memory."""
+
+    def home(self, nbytes: int) -> Backend:
+        """Return where images of this size are prepared: here, or in the main memory if there is no room for them."""
+
+    def smoothed(self, field: Field, sigmas: Sequence[float], surroundings: Surroundings, truncate: float) -> Field:
+        """Apply Gaussians along z, y, x: standard deviations in voxels, cut off at ``truncate`` of them."""
+
+    def spline_coefficients(self, image: Field, outside: float) -> Field:
+        """See `cloudreg.registration.sampling.spline_coefficients`."""
+
+    def resampled(self, image: Field, step: NDArray[np.float64], shape: tuple[int, int, int]) -> Field:
+        """Interpolate an image, 0 beyond its voxels, at ``step`` (4 x 4) times the indices of an array of ``shape``."""
+
+    def near(self, mask: Field, reach: Sequence[int]) -> Field:
+        """Return where a box that reaches so many voxels to both sides holds any voxel of the mask."""
 
     def rfftn(self, field: Field) -> Field:
         """Return the Fourier transform over the first three axes, of which the last is halved."""
@@ -53,8 +71,11 @@ class Backend(Protocol):
 
     def evaluate(
         self, target: _Image, weight: _Image, active: NDArray[np.int64], *model: Any
-    ) -> tuple[float, _Sums, _Sums]:
-        """See `cloudreg.registration.kernels.evaluate`; of ``model``, the displacement is on the device."""
+    ) -> tuple[float, _Sums, Field]:
+        """See `cloudreg.registration.kernels.evaluate`; the moments stay on the device.
+
+        Images may be on the device too or in the main memory; of ``model``, the displacement is on the device.
+        """
 
     def linearize(
         self, target: _Image, weight: _Image, active: NDArray[np.int64], *model: Any, affine: bool = True
@@ -82,12 +103,42 @@ class NumpyBackend:
 
     xp = array_api_compat.numpy
 
-    def send(self, array: _Image) -> Field:
+    def send(self, array: NDArray[Any]) -> Field:
         """Return the array: it's there."""
         return array
 
     constant = send
-    fetch = send
+
+    def fetch(self, field: Field) -> NDArray[Any]:
+        """Return the array: it's here."""
+        return np.asarray(field)
+
+    def home(self, nbytes: int) -> Backend:
+        """See `Backend`."""
+        return self
+
+    def smoothed(self, field: Field, sigmas: Sequence[float], surroundings: Surroundings, truncate: float) -> Field:
+        """See `Backend`."""
+        from scipy.ndimage import gaussian_filter1d
+
+        for axis, sigma in enumerate(sigmas):
+            field = gaussian_filter1d(field, sigma, axis=axis, mode=surroundings, truncate=truncate)
+        return field
+
+    spline_coefficients = staticmethod(sampling.spline_coefficients)
+
+    def resampled(self, image: Field, step: NDArray[np.float64], shape: tuple[int, int, int]) -> Field:
+        """See `Backend`."""
+        from scipy.ndimage import affine_transform
+
+        return affine_transform(image, step[:3, :3], step[:3, 3], shape, order=1, mode="constant")
+
+    def near(self, mask: Field, reach: Sequence[int]) -> Field:
+        """See `Backend`."""
+        from scipy.ndimage import uniform_filter
+
+        size = [2 * n + 1 for n in reach]
+        return uniform_filter(mask.astype(np.float32), size, mode="constant") > 0.5 / np.prod(size)
 
     def rfftn(self, field: Field) -> Field:
         """See `Backend`. One thread: fields are small, and on two cores the second makes it slower."""

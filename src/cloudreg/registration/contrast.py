@@ -7,10 +7,13 @@ that where little is observed the contrast is that of the brain.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
+
+from cloudreg.registration.backend import Field, backend_of
 
 _RIDGE = 0.02
 """Weight of the brain-wide fit, as a fraction of the mean number of voxels at a node."""
@@ -27,7 +30,7 @@ class Contrast:
     Parameters
     ----------
     coefficients
-        (z, y, x, order + 1) float32, of increasing powers of the standardised atlas value.
+        (z, y, x, order + 1) float32, of increasing powers of the standardised atlas value; on any device.
     to_nodes
         (3, 2): node index = scale * target voxel index + offset, per axis.
     scale
@@ -35,7 +38,7 @@ class Contrast:
         constant, for nothing was seen there; values above the last are tissue.
     """
 
-    coefficients: NDArray[np.float32]
+    coefficients: Field
     to_nodes: NDArray[np.float64]
     scale: NDArray[np.float32]
 
@@ -52,44 +55,46 @@ class Contrast:
         count = np.maximum(2, np.ceil((np.asarray(shape) - 1) / step).astype(int) + 1)
         # The nodes are centred on the target.
         offset = ((count - 1) - (np.asarray(shape) - 1) / step) / 2
-        mean = self.coefficients.mean(axis=(0, 1, 2))
+        mean = self.fetched().coefficients.mean(axis=(0, 1, 2))
         nodes = np.broadcast_to(mean, (*count, mean.size))
         return replace(self, coefficients=np.ascontiguousarray(nodes), to_nodes=np.stack([1 / step, offset], axis=1))
 
-    def refitted(self, moments: NDArray[np.float64], smoothing: NDArray[np.float64] | None) -> Contrast:
+    def fetched(self) -> Contrast:
+        """Return the same contrast in the main memory."""
+        return replace(self, coefficients=backend_of(self.coefficients).fetch(self.coefficients))
+
+    def refitted(self, moments: Field, smoothing: NDArray[np.float64] | None) -> Contrast:
         """Return the contrast that fits the moments summed by `cloudreg.registration.kernels.evaluate`.
 
         Parameters
         ----------
         moments
-            (z, y, x, 3 order + 2).
+            (z, y, x, 3 order + 2) float64, on any device; the coefficients will be on the same.
         smoothing
             Standard deviation of the Gaussian around each node, in nodes; None for one fit to the whole brain.
         """
-        from scipy.ndimage import gaussian_filter1d
-
         order = self.order
-        total = moments.sum(axis=(0, 1, 2))
+        backend = backend_of(moments)
+        xp = backend.xp
+        total = backend.fetch(xp.sum(moments, axis=(0, 1, 2)))
         if total[0] <= 0:
             return self
         overall, matrix = _solve(total, order)
-        if smoothing is None:
-            coefficients = np.broadcast_to(overall, self.coefficients.shape)
-        else:
-            local = moments
-            for axis in range(3):
-                local = gaussian_filter1d(local, smoothing[axis], axis=axis, mode="constant", truncate=3)
+        coefficients = xp.zeros_like(moments[..., : order + 1])
+        coefficients[...] = backend.send(overall)
+        if smoothing is not None:
+            local = backend.smoothed(moments, smoothing.tolist(), "constant", 3.0)
             occupied = local[..., 0]
-            ridge = _RIDGE * float(occupied[occupied > 0.1 * occupied.max()].mean())
+            ridge = _RIDGE * float(occupied[occupied > 0.1 * float(occupied.max())].mean())
             pull = ridge * matrix / total[0]
             # Far from tissue the brain-wide fit is all there is.
             busy = occupied > 1e-3 * ridge
-            near = np.ascontiguousarray(local[busy].T)
-            coefficients = np.empty(self.coefficients.shape)
-            coefficients[...] = overall
-            right = near[2 * order + 1 :] + (pull @ overall)[:, None]
-            coefficients[busy] = _solve_each(_hankel(near.T, order).T + pull[..., None], right).T
-        return replace(self, coefficients=np.ascontiguousarray(coefficients, dtype=np.float32))
+            columns = local[busy]
+            near = [xp.asarray(columns[:, k], copy=True) for k in range(columns.shape[1])]
+            matrices = [[near[i + j] + pull[i, j] for j in range(i + 1)] for i in range(order + 1)]
+            right = [one + own for one, own in zip(near[2 * order + 1 :], pull @ overall, strict=True)]
+            coefficients[busy] = xp.stack(_solve_each(matrices, right), axis=-1)
+        return replace(self, coefficients=xp.astype(coefficients, xp.float32))
 
 
 def initial_contrast(atlas_values: NDArray[np.float32], order: int, target_levels: tuple[float, float]) -> Contrast:
@@ -121,22 +126,38 @@ def _hankel(moments: NDArray[np.float64], order: int) -> NDArray[np.float64]:
     return np.asarray(moments[..., index])
 
 
-def _solve_each(matrices: NDArray[np.float64], right: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Solve symmetric positive systems (k, k, n) for (k, n) by Cholesky's method, all n at once.
+def _solve_each(matrices: Sequence[Sequence[Field]], right: Sequence[Field]) -> list[Field]:
+    """Solve symmetric positive systems by Cholesky's method, all n at once.
 
     A library's loop over matrices as small as these spends its time between them.
+
+    Parameters
+    ----------
+    matrices
+        Row by row, fields of n elements; no more than the lower triangles are read.
+    right
+        The right sides' components, likewise.
     """
-    count = len(matrices)
-    lower = np.zeros_like(matrices)
-    solved = right.copy()
-    for i in range(count):
-        for j in range(i + 1):
-            rest = matrices[i, j] - (lower[i, :j] * lower[j, :j]).sum(axis=0)
-            lower[i, j] = np.sqrt(rest) if i == j else rest / lower[j, j]
-        solved[i] = (solved[i] - (lower[i, :i] * solved[:i]).sum(axis=0)) / lower[i, i]
-    for i in reversed(range(count)):
-        solved[i] = (solved[i] - (lower[i + 1 :, i] * solved[i + 1 :]).sum(axis=0)) / lower[i, i]
+    lower: list[list[Field]] = []
+    solved: list[Field] = []
+    for row, side in zip(matrices, right, strict=True):
+        own: list[Field] = []
+        for above, element in zip(lower, row, strict=False):
+            own.append(_less(element, own, above) / above[-1])
+        own.append(_less(row[len(own)], own, own) ** 0.5)
+        lower.append(own)
+        solved.append(_less(side, own, solved) / own[-1])
+    for i in reversed(range(len(lower))):
+        below = range(i + 1, len(lower))
+        solved[i] = _less(solved[i], [lower[k][i] for k in below], [solved[k] for k in below]) / lower[i][i]
     return solved
+
+
+def _less(start: Field, a: Sequence[Field], b: Sequence[Field]) -> Field:
+    """Return ``start`` less the products of the a and b, as far as both go."""
+    for one, other in zip(a, b, strict=False):
+        start = start - one * other
+    return start
 
 
 def _solve(moments: NDArray[np.float64], order: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

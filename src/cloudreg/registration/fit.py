@@ -9,12 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cloudreg.registration.affine import affine_group
-from cloudreg.registration.backend import MAIN_MEMORY, Backend
+from cloudreg.registration.backend import MAIN_MEMORY, Backend, Field, backend_of
 from cloudreg.registration.checkpoint import Checkpoint, Progress
 from cloudreg.registration.contrast import initial_contrast
 from cloudreg.registration.cuts import Cut, flat_faces
 from cloudreg.registration.flow import integrate
-from cloudreg.registration.levels import Image, Level, make_level
+from cloudreg.registration.levels import Image, Level, make_level, thinned
 from cloudreg.registration.mixture import Estimated, Mixture
 from cloudreg.registration.pose import GIVEN, Pose, centred_pose, centroid, describe, find_start
 from cloudreg.registration.smoothness import Motion, Smoothness
@@ -72,7 +72,7 @@ class Solution:
     velocity_grid
         Grid of the velocity, in atlas space.
     problem
-        The finest level.
+        The finest level, where it was computed (`cloudreg.registration.solver.Problem.fetched`).
     energies
         Objective after each step.
     poses
@@ -124,8 +124,8 @@ def velocity_grid_for(atlas: Image, scales: Scales) -> Grid:
     from scipy.fft import next_fast_len
 
     low, high = atlas.grid.bounds_um()
-    index = np.argwhere(atlas.foreground)
-    brain = atlas.grid.index_to_um(np.array([index.min(axis=0), index.max(axis=0)]))
+    ends = [np.flatnonzero(atlas.slices_with_tissue(axis))[[0, -1]] for axis in range(3)]
+    brain = atlas.grid.index_to_um(np.stack(ends, axis=1))
     low = np.minimum(low, brain.min(axis=0) - 2 * scales.kernel)
     high = np.maximum(high, brain.max(axis=0) + 2 * scales.kernel)
     spacing = scales.velocity_spacing
@@ -177,7 +177,7 @@ def solve(
         Further channels: pairs of target and atlas on the grids of the first two. Each has a contrast and a noise of
         its own; they join when the pose is found.
     backend
-        Where the solver computes (`cloudreg.registration.backend.backend_for`); the solution is in the main memory.
+        Where the solver computes (`cloudreg.registration.backend.backend_for`); the fit comes back to the main memory.
     checkpoint
         Where to go on from, and to keep the pose and the fit of each level but the last when they are found.
     report
@@ -190,15 +190,19 @@ def solve(
     InputError
         If one of the images has no foreground.
     """
+    channels = [(target, atlas), *more]
+    # Several channels of the atlas that explain one grey value count it as often.
+    repeats = len(channels) / len({id(seen) for seen, _ in channels})
+    home = backend.home(sum(image.values.nbytes + image.weight.nbytes for pair in channels for image in pair))
+    sent = {id(image): image.on(home) for pair in channels for image in pair}
+    channels = [(sent[id(seen)], sent[id(template)]) for seen, template in channels]
+    target, atlas = channels[0]
     fine = velocity_grid_for(atlas, scales)
     grid = every_other_node(fine) if len(scales.levels) > 1 else fine
     smoothness = _smoothness(grid, scales)
     times = (settings.time_steps,) if settings.velocity == "time-dependent" else ()
     still = backend.send(np.zeros((*times, *grid.shape, 3), dtype=np.float32))
-    channels = [(target, atlas), *more]
     levels = [make_level(target, atlas, voxel_um) for voxel_um in scales.levels]
-    # Several channels of the atlas that explain one grey value count it as often.
-    repeats = len(channels) / len({id(seen) for seen, _ in channels})
     group = affine_group(settings.affine, centroid(atlas), centroid(target), scales.unit * _UNITS_PER_BRAIN)
 
     def problem(level: Level, weight: float, further: Sequence[Level] = ()) -> Problem:
@@ -206,7 +210,7 @@ def solve(
 
     known = None if checkpoint is None else checkpoint.load()
     if known is None:
-        first = _first_intensity(levels[0].target, atlas, settings)
+        first = _first_intensity(levels[0].target, atlas.reduced(scales.levels[-1]), settings)
         start = Fit(np.eye(4), Motion(still, still), integrate(still, smoothness.spacing), (first,))
         if initial is not None:
             candidates = [Pose(GIVEN, initial)]
@@ -215,11 +219,13 @@ def solve(
             scale = settings.scale or ((1.0,) if settings.affine == "rigid" else None)
             candidates = [centred_pose(name, target, atlas, rotation, scale) for name, rotation in rotations]
         reach = 0.3 * scales.unit * _UNITS_PER_BRAIN
-        coarse = problem(levels[0].near_the_tissue(reach), 1.0)
-        search = problem(make_level(target, atlas, 2 * scales.levels[0]).near_the_tissue(reach), 1.0)
+        # Images as small as these are faster looked at in the main memory.
+        rough = [levels[0].fetched(), make_level(target, atlas, 2 * levels[0].voxel_um).fetched()]
+        coarse, search = (problem(level.near_the_tissue(reach), 1.0) for level in rough)
         # Where the pose is given, the brain is what the caller knows it to be.
-        faces = flat_faces(target.reduced(2 * scales.unit)) if initial is None and settings.find_cuts else []
-        begun = find_start(search, coarse, start, candidates, faces, atlas.reduced(2 * scales.unit), group)
+        small, template = (image.reduced(2 * scales.unit).fetched() for image in (target, atlas))
+        faces = flat_faces(small) if initial is None and settings.find_cuts else []
+        begun = find_start(search, coarse, start, candidates, faces, template, group)
         fit, energies, poses, cuts = begun.fit, begun.energies, begun.poses, begun.cuts
         report(describe(poses))
     else:
@@ -257,7 +263,7 @@ def solve(
         others = [make_level(*pair, level.voxel_um).near_the_brain(fit.to_atlas, margin) for pair in channels[1:]]
         if number == 0 and others:
             joined = [
-                _first_intensity(other.target, pair[1], settings)
+                _first_intensity(other.target, pair[1].reduced(scales.levels[-1]), settings)
                 for other, pair in zip(others, channels[1:], strict=True)
             ]
             fit = replace(fit, intensities=(*fit.intensities, *joined))
@@ -298,7 +304,8 @@ def solve(
 
 
 def _first_intensity(target: Image, atlas: Image, settings: RegistrationSettings) -> Intensity:
-    bright = float(np.quantile(target.values[target.foreground], 0.9))
+    seen = target.fetched()
+    bright = float(np.quantile(seen.values[seen.foreground], 0.9))
     contrast = initial_contrast(_inside(atlas), settings.contrast_order, (0.0, bright))
     artifact, background = (0.2, 0.01) if settings.mixture else (1e-9, 1e-9)
     mixture = Mixture(0.3, 0.5, 0.2, 1.0, 0.0, (1 - artifact - background, artifact, background))
@@ -316,6 +323,17 @@ def _at(values: Sequence[float], number: int, count: int) -> float:
 
 def _inside(atlas: Image) -> NDArray[np.float32]:
     """Atlas values in and just around the brain; outside there is only one grey."""
-    from scipy.ndimage import binary_dilation
+    backend = backend_of(atlas.values)
+    inside = _grown(_grown(atlas.values > 0.1))
+    return backend.fetch(thinned(atlas.values)[thinned(inside)])
 
-    return np.asarray(atlas.values[binary_dilation(atlas.values > 0.1, iterations=2)])
+
+def _grown(mask: Field) -> Field:
+    """Return a mask with the neighbours of its voxels."""
+    grown = backend_of(mask).xp.asarray(mask, copy=True)
+    for axis in range(3):
+        before = (slice(None),) * axis
+        lower, upper = (*before, slice(None, -1)), (*before, slice(1, None))
+        grown[lower] |= mask[upper]
+        grown[upper] |= mask[lower]
+    return grown

@@ -1,17 +1,25 @@
-"""What the solver sees at one resolution: target, weights and atlas, sampled where they truly lie."""
+"""What the solver sees at one resolution: target, weights and atlas, sampled where they truly lie.
+
+All of it is computed where the images are; see `cloudreg.registration.backend`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, reduce
-from operator import add
+from functools import cached_property
+from math import gcd
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cloudreg.registration.sampling import SPLINE_MARGIN, spline_coefficients
+from cloudreg.errors import InputError
+from cloudreg.registration.backend import Backend, Field, backend_of
+from cloudreg.registration.sampling import SPLINE_MARGIN
 from cloudreg.space import Grid
+
+_ENOUGH = 2**21
+"""Voxels that tell a threshold."""
 
 
 @dataclass(frozen=True)
@@ -21,16 +29,29 @@ class Image:
     Parameters
     ----------
     values
-        (z, y, x) float32.
+        (z, y, x) float32, on any device.
     weight
-        (z, y, x) float32, 0 to 1: how much of each voxel was observed.
+        (z, y, x) float32, 0 to 1: how much of each voxel was observed. On the same device.
     grid
         Where the voxels lie.
     """
 
-    values: NDArray[np.float32]
-    weight: NDArray[np.float32]
+    values: Field
+    weight: Field
     grid: Grid
+
+    def on(self, backend: Backend) -> Image:
+        """Return the same image on a device."""
+        if backend is backend_of(self.values):
+            return self
+        return replace(self, values=backend.send(self.values), weight=backend.send(self.weight))
+
+    def fetched(self) -> Image:
+        """Return the same image in the main memory."""
+        if isinstance(self.values, np.ndarray):
+            return self
+        fetch = backend_of(self.values).fetch
+        return replace(self, values=fetch(self.values), weight=fetch(self.weight))
 
     def reduced(self, voxel_um: float) -> Image:
         """Return block means over whole numbers of voxels, as near as can be to ``voxel_um``; partial blocks stay.
@@ -40,26 +61,47 @@ class Image:
         factors = [max(1, round(voxel_um / v)) for v in self.grid.voxel_size_um]
         if factors == [1, 1, 1]:
             return self
+        backend = backend_of(self.values)
         weight = _block_sum(self.weight, factors)
         total = _block_sum(self.values * self.weight, factors)
-        values = np.divide(total, weight, out=np.zeros_like(total), where=weight > 0)
+        seen = weight > 0
+        values = backend.xp.where(seen, total, 0) / backend.xp.where(seen, weight, 1)
         voxels = [
             _block_sum(np.ones(n, dtype=np.float32), [f]) for n, f in zip(self.weight.shape, factors, strict=True)
         ]
         full = voxels[0][:, None, None] * voxels[1][:, None] * voxels[2]
-        return Image(values, weight / full, self.grid.downsampled(factors))
+        return Image(values, weight / backend.send(full), self.grid.downsampled(factors))
 
     def without(self, lost: Sequence[NDArray[np.bool_]]) -> Image:
         """Return the image with no weight where any of the (z, y, x) masks is true."""
-        return replace(self, weight=np.where(np.logical_or.reduce(lost), np.float32(0), self.weight))
+        backend = backend_of(self.weight)
+        kept = backend.send(~np.logical_or.reduce(lost))
+        return replace(self, weight=backend.xp.where(kept, self.weight, 0))
 
     @cached_property
-    def foreground(self) -> NDArray[np.bool_]:
-        """Where there is tissue: above Otsu's threshold of the smoothed image."""
-        from scipy.ndimage import gaussian_filter
+    def foreground(self) -> Field:
+        """Where there is tissue, (z, y, x) bool: above Otsu's threshold of the smoothed image."""
+        backend = backend_of(self.values)
+        smooth = backend.smoothed(self.values, (1.0,) * 3, "reflect", 4.0)
+        sample, weight = (backend.fetch(thinned(array)) for array in (smooth, self.weight))
+        return smooth > otsu_threshold(sample[weight > 0])
 
-        smooth = gaussian_filter(self.values, 1.0)
-        return np.asarray(smooth > otsu_threshold(smooth[self.weight > 0]))
+    def slices_with_tissue(self, axis: int) -> NDArray[np.int64]:
+        """Return how many voxels of foreground each slice across an axis has.
+
+        Raises
+        ------
+        InputError
+            If there is no foreground at all.
+        """
+        others = tuple(k for k in range(3) if k != axis)
+        backend = backend_of(self.values)
+        counts = backend.fetch(backend.xp.sum(self.foreground, axis=others)).astype(np.int64)
+        if not counts.any():
+            raise InputError(
+                "expected an image with tissue brighter than its background; found none: check the channel"
+            )
+        return counts
 
 
 @dataclass(frozen=True)
@@ -73,9 +115,9 @@ class Level:
     target
         Target at this resolution.
     active
-        Flat indices of the target voxels that are visited.
+        Flat indices of the target voxels that are visited, int64, where the target is.
     atlas
-        Spline coefficients.
+        Spline coefficients, likewise.
     outside
         Atlas value outside its grid.
     atlas_grid
@@ -84,8 +126,8 @@ class Level:
 
     voxel_um: float
     target: Image
-    active: NDArray[np.int64]
-    atlas: NDArray[np.float32]
+    active: Field
+    atlas: Field
     outside: np.float32
     atlas_grid: Grid
 
@@ -100,11 +142,9 @@ class Level:
             Voxels farther than this from the atlas's brain and from the target's tissue only tell that background is
             background, and are left out.
         """
-        from scipy.ndimage import affine_transform
-
         grid = self.target.grid
         step = np.linalg.inv(self.atlas_grid.affine) @ to_atlas @ grid.affine
-        brain = affine_transform(self.atlas, step[:3, :3], step[:3, 3], grid.shape, order=1, mode="constant") > 0.1
+        brain = backend_of(self.atlas).resampled(self.atlas, step, grid.shape) > 0.1
         return self._near(brain | self.target.foreground, margin_um)
 
     def near_the_tissue(self, margin_um: float) -> Level:
@@ -113,15 +153,20 @@ class Level:
 
     def without(self, lost: NDArray[np.bool_]) -> Level:
         """Return the level with the voxels of a (z, y, x) mask left out."""
-        return replace(self, active=self.active[~lost.ravel()[self.active]])
+        kept = backend_of(self.active).send(~lost.ravel())
+        return replace(self, active=self.active[kept[self.active]])
 
-    def _near(self, wanted: NDArray[np.bool_], margin_um: float) -> Level:
-        from scipy.ndimage import uniform_filter
+    def fetched(self) -> Level:
+        """Return the same level in the main memory."""
+        if isinstance(self.atlas, np.ndarray):
+            return self
+        fetch = backend_of(self.atlas).fetch
+        return replace(self, target=self.target.fetched(), active=fetch(self.active), atlas=fetch(self.atlas))
 
-        grid = self.target.grid
-        size = [2 * int(np.ceil(margin_um / v)) + 1 for v in grid.voxel_size_um]
-        near = uniform_filter(wanted.astype(np.float32), size, mode="constant") > 0.5 / np.prod(size)
-        return replace(self, active=np.flatnonzero(near & (self.target.weight > 0)))
+    def _near(self, wanted: Field, margin_um: float) -> Level:
+        reach = [int(np.ceil(margin_um / v)) for v in self.target.grid.voxel_size_um]
+        near = backend_of(wanted).near(wanted, reach)
+        return replace(self, active=_flat_indices(near & (self.target.weight > 0)))
 
 
 def make_level(target: Image, atlas: Image, voxel_um: float) -> Level:
@@ -133,8 +178,8 @@ def make_level(target: Image, atlas: Image, voxel_um: float) -> Level:
     return Level(
         voxel_um,
         small,
-        np.flatnonzero(small.weight > 0),
-        spline_coefficients(template.values, float(outside)),
+        _flat_indices(small.weight > 0),
+        backend_of(template.values).spline_coefficients(template.values, float(outside)),
         outside,
         template.grid.padded(margin, margin),
     )
@@ -155,11 +200,30 @@ def otsu_threshold(values: NDArray[np.floating]) -> float:
     return float(edges[1 + int(np.argmax(below * above * (mean_above - mean_below) ** 2))])
 
 
-def _block_sum(array: NDArray[np.float32], factors: Sequence[int]) -> NDArray[np.float32]:
+def _block_sum(array: Field, factors: Sequence[int]) -> Field:
     """Sum blocks of ``factors`` voxels; those at the far ends may be smaller."""
-    missing = [(0, -n % factor) for n, factor in zip(array.shape, factors, strict=True)]
-    array = np.pad(array, missing) if np.any(missing) else array
     for axis, factor in enumerate(factors):
+        if factor == 1:
+            continue
         before = (slice(None),) * axis
-        array = reduce(add, (array[(*before, slice(first, None, factor))] for first in range(factor)))
+        total = backend_of(array).xp.asarray(array[(*before, slice(0, None, factor))], copy=True)
+        for first in range(1, factor):
+            part = array[(*before, slice(first, None, factor))]
+            total[(*before, slice(0, part.shape[axis]))] += part
+        array = total
     return array
+
+
+def _flat_indices(mask: Field) -> Field:
+    xp = backend_of(mask).xp
+    return xp.nonzero(xp.reshape(mask, (-1,)))[0]
+
+
+def thinned(array: Field) -> Field:
+    """Return a large array's elements at even steps, as many as tell its grey values; a small one's all."""
+    flat = array.reshape(-1)
+    step = max(1, -(-flat.shape[0] // _ENOUGH))
+    # A step that shares a factor with the size of a plane would see only some of its rows or columns.
+    while gcd(step, int(np.prod(array.shape[1:]))) > 1:
+        step += 1
+    return flat[::step]

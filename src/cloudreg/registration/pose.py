@@ -14,7 +14,6 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 
-from cloudreg.errors import InputError
 from cloudreg.registration.affine import AffineGroup
 from cloudreg.registration.cuts import Cut
 from cloudreg.registration.levels import Image
@@ -117,11 +116,8 @@ def centred_pose(
 
 def centroid(image: Image) -> NDArray[np.float64]:
     """Return the centre of mass of the foreground, um."""
-    counts = [image.foreground.sum(axis=tuple(k for k in range(3) if k != axis)) for axis in range(3)]
-    total = counts[0].sum()
-    if total == 0:
-        raise InputError("expected an image with tissue brighter than its background; found none: check the channel")
-    return image.grid.index_to_um([count @ np.arange(count.size) / total for count in counts])
+    counts = [image.slices_with_tissue(axis) for axis in range(3)]
+    return image.grid.index_to_um([count @ np.arange(count.size) / count.sum() for count in counts])
 
 
 def _matching(name: str, linear: NDArray[np.float64], here: NDArray[np.float64], there: NDArray[np.float64]) -> Pose:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -309,6 +309,7 @@ def _finish(solution: Solution, scales: Scales, biases: dict[int, BiasField], *,
 
     ``within`` says that the target shows more than a brain, of which only the surroundings of the atlas's were used.
     """
+    solution = replace(solution, problem=solution.problem.fetched())
     fit, grid = solution.fit, solution.velocity_grid
     inverse = fit.flow.displacement
     spacing = fit.flow.spacing

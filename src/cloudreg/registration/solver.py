@@ -117,7 +117,8 @@ class Fit:
 
     def fetched(self) -> Fit:
         """Return the same fit with its fields in the main memory."""
-        return replace(self, motion=self.motion.fetched(), flow=self.flow.fetched())
+        intensities = tuple(replace(i, contrast=i.contrast.fetched()) for i in self.intensities)
+        return replace(self, motion=self.motion.fetched(), flow=self.flow.fetched(), intensities=intensities)
 
 
 @dataclass(frozen=True)
@@ -126,7 +127,7 @@ class Evaluation:
 
     data: float
     statistics: tuple[NDArray[np.float64], ...]
-    moments: tuple[NDArray[np.float64], ...]
+    moments: tuple[Field, ...]
 
 
 @dataclass(frozen=True)
@@ -226,7 +227,13 @@ class Problem:
     @property
     def observed(self) -> int:
         """How many grey values are to be explained."""
-        return sum(level.active.size for level in self.levels)
+        return sum(level.active.shape[0] for level in self.levels)
+
+    def fetched(self) -> Problem:
+        """Return the same problem with its images in the main memory."""
+        other = copy(self)
+        other.levels = tuple(level.fetched() for level in self.levels)
+        return other
 
     def without(self, lost: NDArray[np.bool_]) -> Problem:
         """Return the same problem with the voxels of a (z, y, x) mask left out."""
@@ -265,7 +272,7 @@ class Problem:
         return Evaluation(sum(data), statistics, moments)
 
     def explain(self, fit: Fit) -> Explanation:
-        """Return what a fit in the main memory says about every voxel, by the first pair of channels."""
+        """Return what a fit says about every voxel, by the first pair of channels; all of it in the main memory."""
         target, _, _, *model = self._arguments_of(self.level, fit.intensities[0], fit)
         return Explanation(*kernels.explain(target, *model))
 
@@ -472,7 +479,7 @@ def _em_update(fit: Fit, evaluation: Evaluation, smoothing: NDArray[np.float64] 
 def _updated(
     intensity: Intensity,
     statistics: NDArray[np.float64],
-    moments: NDArray[np.float64],
+    moments: Field,
     smoothing: NDArray[np.float64] | None,
 ) -> Intensity:
     if statistics[0] <= 0:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import array_api_compat.torch
@@ -13,9 +13,10 @@ import triton
 from numpy.typing import NDArray
 
 from cloudreg.errors import InputError
-from cloudreg.registration.backend import Field
-from cloudreg.registration.gpu import kernels
+from cloudreg.registration.backend import MAIN_MEMORY, Backend, Field, Surroundings, backend_of
+from cloudreg.registration.gpu import images, kernels
 from cloudreg.registration.gpu.bricks import BYTES_PER_VOXEL, Bricks, Piece, pack, tensor_of
+from cloudreg.registration.sampling import SPLINE_MARGIN
 
 _Result = TypeVar("_Result")
 
@@ -25,6 +26,9 @@ than there are."""
 
 _NODES = 256
 """Of a velocity grid, for a program."""
+
+_ELEMENTS = 512
+"""Of an image, for a program that filters it."""
 
 _STATISTICS, _PRODUCTS = kernels.STATISTICS.value, kernels.INDEX_PRODUCTS.value
 
@@ -37,6 +41,10 @@ _PIECE_BYTES = 2**30
 _FEWEST_PIECES, _MOST_PIECES = 4, 1024
 """In how many pieces the target visits the device once it can't be held there: twice as many each time that one is
 still too large."""
+
+_ROOM_TO_PREPARE = 3
+"""Times the size of target and template, with their weights, that preparing them there takes: themselves, the finest
+level's and what a filter holds."""
 
 _HEADROOM = 2.0**61
 """Largest fixed-point sum."""
@@ -72,6 +80,8 @@ class TorchBackend:
         a small one.
     nodes
         Velocity nodes of a program, a power of two.
+    elements
+        Of an image, for a program that filters it, a power of two.
     """
 
     xp = array_api_compat.torch
@@ -84,6 +94,7 @@ class TorchBackend:
         memory_bytes: int | None = None,
         brick: tuple[int, int, int] = _BRICK,
         nodes: int = _NODES,
+        elements: int = _ELEMENTS,
     ) -> None:
         # An empty tensor knows the number of the device that "cuda" is.
         self.device: torch.device = torch.empty(0, device=device).device
@@ -93,21 +104,50 @@ class TorchBackend:
         self._memory = _Memory(memory_bytes)
         self._brick = brick
         self._nodes = nodes
+        self._elements = elements
         self._kept: dict[tuple[int, ...], Any] = {}
         self._visits: int | None = None
         _on_device[self.device] = self
 
-    def send(self, array: NDArray[np.float32]) -> Field:
+    def send(self, array: NDArray[Any]) -> Field:
         """See `Backend`."""
         return tensor_of(array, self.device)
 
-    def constant(self, array: NDArray[np.float32]) -> Field:
+    def constant(self, array: Field) -> Field:
         """See `Backend`."""
+        if isinstance(array, torch.Tensor):
+            return array
         return self._made_once((array,), lambda: self._memory.held(tensor_of(array, self.device)))
 
-    def fetch(self, field: Field) -> NDArray[np.float32]:
+    def fetch(self, field: Field) -> NDArray[Any]:
         """See `Backend`."""
         return np.asarray(field.cpu().numpy())
+
+    def home(self, nbytes: int) -> Backend:
+        """See `Backend`."""
+        if self._memory.fits(_ROOM_TO_PREPARE * nbytes):
+            return self
+        self._report(
+            f"images of {nbytes / 1e9:.1f} GB are prepared in the main memory, which is slower: on the GPU that takes "
+            f"{_ROOM_TO_PREPARE} times as much"
+        )
+        return MAIN_MEMORY
+
+    def smoothed(self, field: Field, sigmas: Sequence[float], surroundings: Surroundings, truncate: float) -> Field:
+        """See `Backend`."""
+        return images.smoothed(field, sigmas, surroundings, truncate, self._elements)
+
+    def spline_coefficients(self, image: Field, outside: float) -> Field:
+        """See `Backend`."""
+        return images.spline_coefficients(image, outside, SPLINE_MARGIN, self._elements)
+
+    def resampled(self, image: Field, step: NDArray[np.float64], shape: tuple[int, int, int]) -> Field:
+        """See `Backend`."""
+        return images.resampled(image, step, shape, self._elements)
+
+    def near(self, mask: Field, reach: Sequence[int]) -> Field:
+        """See `Backend`."""
+        return images.near(mask, reach, self._elements)
 
     def rfftn(self, field: Field) -> Field:
         """See `Backend`."""
@@ -119,19 +159,19 @@ class TorchBackend:
 
     def evaluate(
         self,
-        target: NDArray[np.float32],
-        weight: NDArray[np.float32],
-        active: NDArray[np.int64],
+        target: Field,
+        weight: Field,
+        active: Field,
         *model: Any,
-    ) -> tuple[float, NDArray[np.float64], NDArray[np.float64]]:
+    ) -> tuple[float, NDArray[np.float64], Field]:
         """See `Backend`."""
         return self._fitting(lambda: self._evaluate(self._bricks(target, weight, active), *model))
 
     def linearize(
         self,
-        target: NDArray[np.float32],
-        weight: NDArray[np.float32],
-        active: NDArray[np.int64],
+        target: Field,
+        weight: Field,
+        active: Field,
         *model: Any,
         affine: bool = True,
     ) -> tuple[float, Field, Field, NDArray[np.float64], NDArray[np.float64]]:
@@ -180,7 +220,7 @@ class TorchBackend:
         grid = (triton.cdiv(u.numel() // 3, self._nodes),)
         kernel[grid](u.contiguous(), *fields, *shape, *spacing.tolist(), BLOCK=self._nodes, **_COMPILED)
 
-    def _evaluate(self, bricks: Bricks, *model: Any) -> tuple[float, NDArray[np.float64], NDArray[np.float64]]:
+    def _evaluate(self, bricks: Bricks, *model: Any) -> tuple[float, NDArray[np.float64], Field]:
         values = _Model(*model)
         order = values.order
         shape = (*values.c.shape[:3], 3 * order + 2)
@@ -197,7 +237,7 @@ class TorchBackend:
             )  # fmt: skip
             total += sums.sum(dim=0, dtype=torch.float64)
         result = total.cpu().numpy()
-        return float(result[0]), result[1:], moments.cpu().numpy() / unit
+        return float(result[0]), result[1:], moments.to(torch.float64) / unit
 
     def _linearize(
         self, bricks: Bricks, affine: bool, *model: Any
@@ -230,9 +270,12 @@ class TorchBackend:
     def _arguments(self, values: _Model, units: list[float]) -> tuple[tuple[torch.Tensor, ...], tuple[int, ...]]:
         atlas = self._atlas(values)
         parameters = tensor_of(values.packed(units), self.device)
-        coefficients = tensor_of(values.c, self.device)
+        coefficients = self._here(values.c)
         sizes = (*atlas.shape, *values.u.shape[:3], *values.c.shape[:3])
         return (atlas, values.u.contiguous(), coefficients, parameters), sizes
+
+    def _here(self, array: Field) -> torch.Tensor:
+        return array if isinstance(array, torch.Tensor) else tensor_of(array, self.device)
 
     def _atlas(self, values: _Model) -> torch.Tensor:
         try:
@@ -260,11 +303,11 @@ class TorchBackend:
         )
         return found
 
-    def _bricks(self, target: NDArray[np.float32], weight: NDArray[np.float32], active: NDArray[np.int64]) -> Bricks:
+    def _bricks(self, target: Field, weight: Field, active: Field) -> Bricks:
         def made() -> Bricks:
             visits = self._visits
             keep = self.device if visits is None else torch.device("cpu")
-            size = _PIECE_BYTES if visits is None else BYTES_PER_VOXEL * active.size // visits
+            size = _PIECE_BYTES if visits is None else BYTES_PER_VOXEL * active.shape[0] // visits
             bricks = pack(target, weight, active, self._brick, device=self.device, keep=keep, piece_bytes=size)
             if visits is None:
                 for piece in bricks.pieces:
@@ -284,7 +327,7 @@ class TorchBackend:
             self._memory.held(tensor)
         return piece
 
-    def _made_once(self, arrays: tuple[NDArray[Any], ...], make: Callable[[], Any]) -> Any:
+    def _made_once(self, arrays: tuple[Field, ...], make: Callable[[], Any]) -> Any:
         """Return what is made from arrays, for as long as these live."""
         key = tuple(id(array) for array in arrays)
         if key not in self._kept:
@@ -335,9 +378,13 @@ class _Memory:
         self._limit = limit
         self._taken = 0
 
+    def fits(self, size: int) -> bool:
+        """Return whether so many bytes are left."""
+        return self._limit is None or self._taken + size <= self._limit
+
     def held(self, tensor: torch.Tensor) -> torch.Tensor:
         size = int(tensor.numel()) * tensor.element_size()
-        if self._limit is not None and self._taken + size > self._limit:
+        if not self.fits(size):
             raise torch.OutOfMemoryError(f"{size} bytes beside {self._taken} are more than the {self._limit} allowed")
         self._taken += size
         weakref.finalize(tensor, self._free, size).atexit = False
@@ -357,13 +404,13 @@ class _Model:
 
     def __init__(
         self,
-        atlas: NDArray[np.float32],
+        atlas: Field,
         outside: float,
         u: Field,
         to_velocity: NDArray[np.float64],
         to_atlas: NDArray[np.float64],
         um_to_atlas: NDArray[np.float64],
-        c: NDArray[np.float32],
+        c: Field,
         to_contrast: NDArray[np.float64],
         scale: NDArray[np.float32],
         m: NDArray[np.float64],
@@ -391,7 +438,8 @@ class _Model:
         """Return bounds of one voxel's part of any derivative and of any curvature."""
         t = max(1.0, float(np.abs(self.scale[2:4]).max()))
         powers = np.arange(self.order + 1)
-        coefficients = np.abs(self.c).max(axis=(0, 1, 2)).astype(float)
+        backend = backend_of(self.c)
+        coefficients = backend.fetch(backend.xp.max(backend.xp.abs(self.c), axis=(0, 1, 2))).astype(float)
         predicted = float((coefficients * t**powers).sum())
         slope = float((coefficients * powers * t ** np.maximum(powers - 1, 0)).sum()) * float(self.scale[1])
         # The weights of a cubic spline's derivative have absolute values that add up to 1.5 at most.

@@ -7,13 +7,14 @@ shape.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+
+from cloudreg.registration.backend import Field, backend_of
 
 BYTES_PER_VOXEL = 8
 
@@ -64,17 +65,19 @@ class Bricks:
     heaviest: float
 
 
-def tensor_of(array: NDArray[Any], device: torch.device) -> torch.Tensor:
-    """Copy an array to a device."""
+def tensor_of(array: Field, device: torch.device) -> torch.Tensor:
+    """Copy an array to a device, or return what is there already."""
+    if isinstance(array, torch.Tensor):
+        return array.to(device)
     array = np.ascontiguousarray(array)
     # torch has no read-only tensors and warns of arrays that are.
     return torch.from_numpy(array if array.flags.writeable else array.copy()).to(device, copy=True)
 
 
 def pack(
-    target: NDArray[np.float32],
-    weight: NDArray[np.float32],
-    active: NDArray[np.int64],
+    target: Field,
+    weight: Field,
+    active: Field,
     shape: tuple[int, int, int],
     *,
     device: torch.device,
@@ -86,9 +89,9 @@ def pack(
     Parameters
     ----------
     target, weight
-        (z, y, x): grey values and data weights.
+        (z, y, x): grey values and data weights, in the main memory or on the device.
     active
-        Flat indices of the voxels that take part, ascending.
+        Flat indices of the voxels that take part, ascending; likewise.
     shape
         Of a brick.
     device
@@ -111,21 +114,23 @@ def pack(
             gathered.append(part.to(keep))
     if gathered:
         pieces.append(_joined(gathered))
-    return Bricks(tuple(pieces), int(active.size), brightest, heaviest)
+    return Bricks(tuple(pieces), active.shape[0], brightest, heaviest)
 
 
 def _layers(
-    target: NDArray[np.float32],
-    weight: NDArray[np.float32],
-    active: NDArray[np.int64],
+    target: Field,
+    weight: Field,
+    active: Field,
     shape: tuple[int, int, int],
     device: torch.device,
 ) -> Iterator[Piece]:
     nz, ny, nx = target.shape
     bz, by, bx = shape
     cy, cx = -(-ny // by), -(-nx // bx)
-    for z in range(0, nz, bz):
-        first, last = np.searchsorted(active, [z * ny * nx, (z + bz) * ny * nx])
+    ends = np.arange(0, nz + bz, bz) * ny * nx
+    backend = backend_of(active)
+    bounds = backend.fetch(backend.xp.searchsorted(active, backend.send(ends)))
+    for z, (first, last) in zip(range(0, nz, bz), itertools.pairwise(bounds.tolist()), strict=True):
         if first == last:
             continue
         planes = min(bz, nz - z)
