@@ -145,7 +145,7 @@ def test_evaluation_agrees_with_the_cpu_and_with_the_plain_reference(case, backe
     here, there = problem.evaluate(fit), problem.evaluate(on_device(fit, backend))
     assert there.data == pytest.approx(here.data, rel=1e-6)
     np.testing.assert_allclose(there.statistics[0], here.statistics[0], rtol=1e-5)
-    np.testing.assert_allclose(there.moments[0], here.moments[0], rtol=1e-4, atol=1e-6 * here.moments[0].max())
+    np.testing.assert_allclose(backend.fetch(there.moments[0]), here.moments[0], rtol=1e-4, atol=1e-6 * here.moments[0].max())
     explanation = explain(problem.level, problem.velocity_grid, fit)
     plain = -np.sum(problem.level.target.weight * explanation.log_likelihood, dtype=float)
     assert there.data == pytest.approx(plain, rel=2e-5)
@@ -274,6 +274,15 @@ def test_a_flow_in_time_and_its_derivatives_agree_with_the_cpu(velocity, backend
     left = np.sum(backend.fetch(there.derivative(backend.send(change))).astype(float) * change[1])
     right = np.sum(change.astype(float) * backend.fetch(there.adjoint(backend.send(change[1]))))
     assert left == pytest.approx(right, rel=1e-5)
+
+
+def test_the_curvature_of_a_velocity_agrees_with_the_cpu(velocity, backend):
+    hessian = list(np.random.default_rng(6).standard_normal((6, *FLOW_SHAPE)).astype(np.float32))
+    momentum = velocity[::-1]
+    ours = MAIN_MEMORY.curved(hessian, velocity, 0.3, momentum)
+    there = [backend.send(field) for field in (*hessian, velocity, momentum)]
+    theirs = backend.curved(there[:6], there[6], 0.3, there[7])
+    np.testing.assert_allclose(backend.fetch(theirs), ours, rtol=1e-5, atol=1e-3)
 
 
 def test_scattering_is_the_same_each_time(velocity, backend):
@@ -411,6 +420,7 @@ types |= {a + b: "fp32" if a == "h" else "i32" for a in "mnkh" for b in "zyx"}
 for kernel, constants, more in (
     (kernels.evaluate, voxels | {"ROWS": 16}, {}),
     (kernels.linearize, voxels | {"AFFINE": False}, {}),
+    (kernels.curve, nodes, {"weight": "fp32", "count": "i32"}),
     (kernels.gather, nodes, {}),
     (kernels.scatter, nodes, {"out": "*i64"}),
     (kernels.push, nodes, {}),
@@ -433,4 +443,4 @@ def test_kernels_compile_for_an_h100(tmp_path):
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"} | {"TRITON_CACHE_DIR": str(tmp_path)}
     done = subprocess.run([sys.executable, "-c", COMPILE_FOR_H100], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert len(done.stdout.split()) == 9
+    assert len(done.stdout.split()) == 10

@@ -82,6 +82,9 @@ class Backend(Protocol):
     ) -> tuple[float, Field, Field, _Sums, _Sums]:
         """See `cloudreg.registration.kernels.linearize`; the gradient and the Hessian stay on the device."""
 
+    def curved(self, hessian: Sequence[Field], velocity: Field, weight: float, momentum: Field) -> Field:
+        """Return H velocity + weight momentum, H given at each node by the fields zz, zy, zx, yy, yx, xx."""
+
     def gather(self, u: Field, field: Field, spacing: _Image) -> Field:
         """Return field(x + u)."""
 
@@ -147,6 +150,13 @@ class NumpyBackend:
     def irfftn(self, spectrum: Field, shape: tuple[int, int, int]) -> Field:
         """See `Backend`."""
         return np.ascontiguousarray(scipy.fft.irfftn(spectrum, s=shape, axes=(0, 1, 2)), dtype=np.float32)
+
+    def curved(self, hessian: Sequence[Field], velocity: Field, weight: float, momentum: Field) -> Field:
+        """See `Backend`."""
+        z, y, x = velocity[..., 0], velocity[..., 1], velocity[..., 2]
+        zz, zy, zx, yy, yx, xx = hessian
+        rows = [zz * z + zy * y + zx * x, zy * z + yy * y + yx * x, zx * z + yx * y + xx * x]
+        return np.stack(rows, axis=-1) + weight * momentum
 
     evaluate = staticmethod(kernels.evaluate)
     linearize = staticmethod(kernels.linearize)

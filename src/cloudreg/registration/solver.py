@@ -299,9 +299,10 @@ class Problem:
         # The curvature of a velocity, as a matrix at each node.
         halves = [flow.half_way_back(linear.hessian[..., k : k + 3]) for k in (0, 3)]
         hessian = [half[..., k] * stiffness for half in halves for k in range(3)]
+        backend = backend_of(fit.flow.displacement)
 
         def curvature(motion: Motion) -> Field:
-            return _symmetric(hessian, motion.velocity) + weight * motion.momentum
+            return backend.curved(hessian, motion.velocity, weight, motion.momentum)
 
         return lambda downhill: _conjugate_gradients(curvature, downhill, self.smoothness.motion, _INNER_STEPS)
 
@@ -487,14 +488,6 @@ def _updated(
     matching = float(moments[..., 0].sum())
     mixture = intensity.mixture.refitted(statistics, matching, intensity.estimated)
     return replace(intensity, contrast=intensity.contrast.refitted(moments, smoothing), mixture=mixture)
-
-
-def _symmetric(hessian: Sequence[Field], field: Field) -> Field:
-    """Multiply the 3 x 3 matrix at each node, given by its fields zz, zy, zx, yy, yx, xx, with the vector there."""
-    z, y, x = field[..., 0], field[..., 1], field[..., 2]
-    zz, zy, zx, yy, yx, xx = hessian
-    rows = [zz * z + zy * y + zx * x, zy * z + yy * y + yx * x, zx * z + yx * y + xx * x]
-    return backend_of(field).xp.stack(rows, axis=-1)
 
 
 def _conjugate_gradients(

@@ -178,6 +178,14 @@ class TorchBackend:
         """See `Backend`."""
         return self._fitting(lambda: self._linearize(self._bricks(target, weight, active), affine, *model))
 
+    def curved(self, hessian: Sequence[Field], velocity: Field, weight: float, momentum: Field) -> Field:
+        """See `Backend`."""
+        out = torch.empty_like(momentum)
+        count = momentum.numel() // 3
+        fields = [field.contiguous() for field in (*hessian, velocity, momentum)]
+        kernels.curve[(triton.cdiv(count, self._nodes),)](*fields, out, weight, count, BLOCK=self._nodes, **_COMPILED)
+        return out
+
     def gather(self, u: Field, field: Field, spacing: NDArray[np.float32]) -> Field:
         """See `Backend`."""
         out = torch.empty_like(u)

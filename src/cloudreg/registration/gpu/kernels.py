@@ -379,6 +379,25 @@ def linearize(
         tl.store(out + 8 * INDEX_PRODUCTS, tl.sum((stiffness * rx * rx)[None, :] * products, axis=1))
 
 
+@triton.jit(do_not_specialize=["weight", "count"])
+def curve(zz, zy, zx, yy, yx, xx, velocity, momentum, out, weight, count, BLOCK: tl.constexpr):
+    """The symmetric matrix at each node times the velocity there, and a multiple of the momentum."""
+    node = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    live = node < count
+    vz = tl.load(velocity + node * 3, mask=live, other=0.0)
+    vy = tl.load(velocity + node * 3 + 1, mask=live, other=0.0)
+    vx = tl.load(velocity + node * 3 + 2, mask=live, other=0.0)
+    hzy = tl.load(zy + node, mask=live, other=0.0)
+    hzx = tl.load(zx + node, mask=live, other=0.0)
+    hyx = tl.load(yx + node, mask=live, other=0.0)
+    z = tl.load(zz + node, mask=live, other=0.0) * vz + hzy * vy + hzx * vx
+    y = hzy * vz + tl.load(yy + node, mask=live, other=0.0) * vy + hyx * vx
+    x = hzx * vz + hyx * vy + tl.load(xx + node, mask=live, other=0.0) * vx
+    tl.store(out + node * 3, z + weight * tl.load(momentum + node * 3, mask=live, other=0.0), mask=live)
+    tl.store(out + node * 3 + 1, y + weight * tl.load(momentum + node * 3 + 1, mask=live, other=0.0), mask=live)
+    tl.store(out + node * 3 + 2, x + weight * tl.load(momentum + node * 3 + 2, mask=live, other=0.0), mask=live)
+
+
 @triton.jit
 def _reached(u, nz, ny, nx, hz, hy, hx, BLOCK: tl.constexpr):
     """The nodes of this program, and the cells where the displacement takes them."""
