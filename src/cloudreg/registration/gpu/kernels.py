@@ -61,35 +61,34 @@ def _cell(position, count):
 
 
 @triton.jit
-def _trilinear(field, iz, iy, ix, fz, fy, fx, ny, nx, width, live):
-    """Interpolate the first component at ``field`` of a field of ``width`` components."""
-    base = ((iz.to(tl.int64) * ny + iy) * nx + ix) * width
-    value = fz * 0
-    for corner in tl.static_range(8):
-        oz = corner // 4
-        oy = (corner // 2) % 2
-        ox = corner % 2
-        s = (fz if oz == 1 else 1 - fz) * (fy if oy == 1 else 1 - fy) * (fx if ox == 1 else 1 - fx)
-        value += s * tl.load(field + base + ((oz * ny + oy) * nx + ox) * width, mask=live, other=0.0)
-    return value
+def _corners(iz, iy, ix, fz, fy, fx, ny, nx):
+    """The eight nodes around each of n positions, (8, n), with their weights along z, y and x.
+
+    Neighbours are the rows of one array here and in `_spline`, each of which a thread holds whole: one read in the
+    program for all of them. The compiler takes a time that grows with the square of the number of reads.
+    """
+    corner = tl.arange(0, 8)[:, None]
+    oz, oy, ox = corner // 4, corner // 2 % 2, corner % 2
+    node = ((iz[None, :].to(tl.int64) + oz) * ny + iy[None, :] + oy) * nx + ix[None, :] + ox
+    wz = tl.where(oz == 1, fz[None, :], 1 - fz[None, :])
+    wy = tl.where(oy == 1, fy[None, :], 1 - fy[None, :])
+    wx = tl.where(ox == 1, fx[None, :], 1 - fx[None, :])
+    return node, wz, wy, wx
 
 
 @triton.jit
-def _slopes(field, iz, iy, ix, fz, fy, fx, ny, nx, live):
-    """Derivatives along z, y, x of one component of a vector field's interpolant, per voxel."""
-    base = field + ((iz.to(tl.int64) * ny + iy) * nx + ix) * 3
-    a000 = tl.load(base, mask=live, other=0.0)
-    a001 = tl.load(base + 3, mask=live, other=0.0)
-    a010 = tl.load(base + nx * 3, mask=live, other=0.0)
-    a011 = tl.load(base + nx * 3 + 3, mask=live, other=0.0)
-    a100 = tl.load(base + ny * nx * 3, mask=live, other=0.0)
-    a101 = tl.load(base + ny * nx * 3 + 3, mask=live, other=0.0)
-    a110 = tl.load(base + (ny + 1) * nx * 3, mask=live, other=0.0)
-    a111 = tl.load(base + (ny + 1) * nx * 3 + 3, mask=live, other=0.0)
-    gz, gy, gx = 1 - fz, 1 - fy, 1 - fx
-    dz = gy * (gx * (a100 - a000) + fx * (a101 - a001)) + fy * (gx * (a110 - a010) + fx * (a111 - a011))
-    dy = gz * (gx * (a010 - a000) + fx * (a011 - a001)) + fz * (gx * (a110 - a100) + fx * (a111 - a101))
-    dx = gz * (gy * (a001 - a000) + fy * (a011 - a010)) + fz * (gy * (a101 - a100) + fy * (a111 - a110))
+def _component(field, node, width, live):
+    """The first component at ``field`` of a field of ``width`` components, at nodes (8, n)."""
+    return tl.load(field + node * width, mask=live[None, :], other=0.0)
+
+
+@triton.jit
+def _slopes(at, wz, wy, wx):
+    """Derivatives along z, y, x of an interpolant, per voxel, from its values at the corners (8, n)."""
+    corner = tl.arange(0, 8)[:, None]
+    dz = tl.sum(tl.where(corner // 4 == 1, at, -at) * (wy * wx), axis=0)
+    dy = tl.sum(tl.where(corner // 2 % 2 == 1, at, -at) * (wz * wx), axis=0)
+    dx = tl.sum(tl.where(corner % 2 == 1, at, -at) * (wz * wy), axis=0)
     return dz, dy, dx
 
 
@@ -114,8 +113,15 @@ def _slopes_of_weights(t):
 
 
 @triton.jit
+def _chosen(index, w):
+    """One of four weights (n,) for each row's index."""
+    low = tl.where(index == 0, w[0][None, :], w[1][None, :])
+    return tl.where(index < 2, low, tl.where(index == 2, w[2][None, :], w[3][None, :]))
+
+
+@triton.jit
 def _spline(atlas, az, ay, ax, mz, my, mx, outside, live, GRADIENT: tl.constexpr):
-    """Value and index-gradient of the atlas; constant outside. The weights factor: 64 reads, 16 + 4 + 1 sums."""
+    """Value and index-gradient of the atlas; constant outside. Rows along x are summed first, then the 16 of them."""
     inside = live & (az >= 1) & (ay >= 1) & (ax >= 1) & (az < mz - 2) & (ay < my - 2) & (ax < mx - 2)
     az = tl.where(inside, az, 1.0)
     ay = tl.where(inside, ay, 1.0)
@@ -123,34 +129,26 @@ def _spline(atlas, az, ay, ax, mz, my, mx, outside, live, GRADIENT: tl.constexpr
     iz, iy, ix = az.to(tl.int32), ay.to(tl.int32), ax.to(tl.int32)
     tz, ty, tx = (az - iz).to(tl.float32), (ay - iy).to(tl.float32), (ax - ix).to(tl.float32)
     wz, wy, wx = _weights(tz), _weights(ty), _weights(tx)
-    if GRADIENT:
-        ez, ey, ex = _slopes_of_weights(tz), _slopes_of_weights(ty), _slopes_of_weights(tx)
-    base = atlas + ((iz - 1).to(tl.int64) * my + (iy - 1)) * mx + (ix - 1)
-    value = tz * 0
+    plane, line = tl.arange(0, 16)[:, None] // 4, tl.arange(0, 16)[:, None] % 4
+    # 64 bits: a plane may hold millions of voxels.
+    row = ((iz[None, :] - 1 + plane).to(tl.int64) * my + (iy[None, :] - 1 + line)) * mx + (ix[None, :] - 1)
+    here = inside[None, :]
+    c0 = tl.load(atlas + row, mask=here, other=0.0)
+    c1 = tl.load(atlas + row + 1, mask=here, other=0.0)
+    c2 = tl.load(atlas + row + 2, mask=here, other=0.0)
+    c3 = tl.load(atlas + row + 3, mask=here, other=0.0)
+    along = c0 * wx[0][None, :] + c1 * wx[1][None, :] + c2 * wx[2][None, :] + c3 * wx[3][None, :]
+    across_z, across_y = _chosen(plane, wz), _chosen(line, wy)
+    value = tl.sum(across_z * across_y * along, axis=0)
     gz = tz * 0
     gy = tz * 0
     gx = tz * 0
-    for j in tl.static_range(4):
-        plane_value = tz * 0
-        plane_y = tz * 0
-        plane_x = tz * 0
-        for k in tl.static_range(4):
-            # 64 bits: a plane may hold millions of voxels.
-            row = base + (tl.full((), j, tl.int64) * my + k) * mx
-            c0 = tl.load(row, mask=inside, other=0.0)
-            c1 = tl.load(row + 1, mask=inside, other=0.0)
-            c2 = tl.load(row + 2, mask=inside, other=0.0)
-            c3 = tl.load(row + 3, mask=inside, other=0.0)
-            row_value = c0 * wx[0] + c1 * wx[1] + c2 * wx[2] + c3 * wx[3]
-            plane_value += wy[k] * row_value
-            if GRADIENT:
-                plane_y += ey[k] * row_value
-                plane_x += wy[k] * (c0 * ex[0] + c1 * ex[1] + c2 * ex[2] + c3 * ex[3])
-        value += wz[j] * plane_value
-        if GRADIENT:
-            gz += ez[j] * plane_value
-            gy += wz[j] * plane_y
-            gx += wz[j] * plane_x
+    if GRADIENT:
+        ez, ey, ex = _slopes_of_weights(tz), _slopes_of_weights(ty), _slopes_of_weights(tx)
+        slope = c0 * ex[0][None, :] + c1 * ex[1][None, :] + c2 * ex[2][None, :] + c3 * ex[3][None, :]
+        gz = tl.sum(_chosen(plane, ez) * across_y * along, axis=0)
+        gy = tl.sum(across_z * _chosen(line, ey) * along, axis=0)
+        gx = tl.sum(across_z * across_y * slope, axis=0)
     return tl.where(inside, value, outside), gz, gy, gx
 
 
@@ -159,9 +157,11 @@ def _polynomial(c, iz, iy, ix, fz, fy, fx, ny, nx, t, live, ORDER: tl.constexpr)
     """Contrast F(t) and F'(t) with coefficients interpolated at a contrast-grid position."""
     value = t * 0
     slope = t * 0
+    node, wz, wy, wx = _corners(iz, iy, ix, fz, fy, fx, ny, nx)
+    share = wz * wy * wx
     for step in tl.static_range(ORDER + 1):
         slope = slope * t + value
-        value = value * t + _trilinear(c + (ORDER - step), iz, iy, ix, fz, fy, fx, ny, nx, ORDER + 1, live)
+        value = value * t + tl.sum(share * _component(c + (ORDER - step), node, ORDER + 1, live), axis=0)
     return value, slope
 
 
@@ -186,9 +186,14 @@ def _predict(
     iz, fz, free_z = _cell(_affine(parameters, TO_VELOCITY, z, y, x), nz)
     iy, fy, free_y = _cell(_affine(parameters, TO_VELOCITY + 4, z, y, x), ny)
     ix, fx, free_x = _cell(_affine(parameters, TO_VELOCITY + 8, z, y, x), nx)
-    uz = _trilinear(u, iz, iy, ix, fz, fy, fx, ny, nx, 3, live)
-    uy = _trilinear(u + 1, iz, iy, ix, fz, fy, fx, ny, nx, 3, live)
-    ux = _trilinear(u + 2, iz, iy, ix, fz, fy, fx, ny, nx, 3, live)
+    node, wz, wy, wx = _corners(iz, iy, ix, fz, fy, fx, ny, nx)
+    share = wz * wy * wx
+    around_z = _component(u, node, 3, live)
+    around_y = _component(u + 1, node, 3, live)
+    around_x = _component(u + 2, node, 3, live)
+    uz = tl.sum(share * around_z, axis=0)
+    uy = tl.sum(share * around_y, axis=0)
+    ux = tl.sum(share * around_x, axis=0)
     m = parameters + UM_TO_ATLAS
     az = _affine(parameters, TO_ATLAS, z, y, x) + tl.load(m) * uz + tl.load(m + 1) * uy + tl.load(m + 2) * ux
     ay = _affine(parameters, TO_ATLAS + 4, z, y, x) + tl.load(m + 3) * uz + tl.load(m + 4) * uy + tl.load(m + 5) * ux
@@ -216,7 +221,7 @@ def _predict(
     pulled = (t != lowest) & (t != highest) & ((dz != 0) | (dy != 0) | (dx != 0))
     return (
         value, t, dz, dy, dx, slope * spread, pulled, e, match / total, artifact / total, background / total, total,
-        iz, iy, ix, fz, fy, fx, free_z, free_y, free_x,
+        iz, iy, ix, fz, fy, fx, free_z, free_y, free_x, around_z, around_y, around_x, wz, wy, wx,
     )  # fmt: skip
 
 
@@ -247,7 +252,7 @@ def evaluate(
     w = tl.load(weights + here)
     (
         value, t, dz, dy, dx, slope, pulled, e, match, artifact, background, total,
-        iz, iy, ix, fz, fy, fx, free_z, free_y, free_x,
+        iz, iy, ix, fz, fy, fx, free_z, free_y, free_x, around_z, around_y, around_x, wz, wy, wx,
     ) = _predict(
         z, y, x, j, w > 0, atlas, u, c, parameters, mz, my, mx, nz, ny, nx, kz, ky, kx, ORDER, False
     )  # fmt: skip
@@ -301,7 +306,7 @@ def linearize(
     w = tl.load(weights + here)
     (
         value, t, dz, dy, dx, slope, pulled, e, match, artifact, background, total,
-        iz, iy, ix, fz, fy, fx, free_z, free_y, free_x,
+        iz, iy, ix, fz, fy, fx, free_z, free_y, free_x, around_z, around_y, around_x, wz, wy, wx,
     ) = _predict(
         z, y, x, j, w > 0, atlas, u, c, parameters, mz, my, mx, nz, ny, nx, kz, ky, kx, ORDER, True
     )  # fmt: skip
@@ -347,9 +352,9 @@ def linearize(
                     tl.atomic_add(node, tl.floor(added * unit + 0.5).to(tl.int64), mask=wanted, sem="relaxed")
     if AFFINE:
         # The affine moves x in x + u(x): the prediction changes by q (id + Du) dx.
-        azz, ayz, axz = _slopes(u, iz, iy, ix, fz, fy, fx, ny, nx, pulled)
-        azy, ayy, axy = _slopes(u + 1, iz, iy, ix, fz, fy, fx, ny, nx, pulled)
-        azx, ayx, axx = _slopes(u + 2, iz, iy, ix, fz, fy, fx, ny, nx, pulled)
+        azz, ayz, axz = _slopes(around_z, wz, wy, wx)
+        azy, ayy, axy = _slopes(around_y, wz, wy, wx)
+        azx, ayx, axx = _slopes(around_x, wz, wy, wx)
         per_z = 1 / tl.load(parameters + SPACING).to(tl.float32)
         per_y = 1 / tl.load(parameters + SPACING + 1).to(tl.float32)
         per_x = 1 / tl.load(parameters + SPACING + 2).to(tl.float32)
@@ -417,8 +422,10 @@ def _reached(u, nz, ny, nx, hz, hy, hx, BLOCK: tl.constexpr):
 def gather(u, field, out, nz, ny, nx, hz, hy, hx, BLOCK: tl.constexpr):
     """field(x + u)."""
     node, live, iz, iy, ix, fz, fy, fx, free_z, free_y, free_x = _reached(u, nz, ny, nx, hz, hy, hx, BLOCK)
+    at, wz, wy, wx = _corners(iz, iy, ix, fz, fy, fx, ny, nx)
+    share = wz * wy * wx
     for k in tl.static_range(3):
-        value = _trilinear(field + k, iz, iy, ix, fz, fy, fx, ny, nx, 3, live)
+        value = tl.sum(share * _component(field + k, at, 3, live), axis=0)
         tl.store(out + node * 3 + k, value, mask=live)
 
 
@@ -426,17 +433,13 @@ def gather(u, field, out, nz, ny, nx, hz, hy, hx, BLOCK: tl.constexpr):
 def scatter(u, force, unit, out, nz, ny, nx, hz, hy, hx, BLOCK: tl.constexpr):
     """Transpose of `gather`, in fixed point."""
     node, live, iz, iy, ix, fz, fy, fx, free_z, free_y, free_x = _reached(u, nz, ny, nx, hz, hy, hx, BLOCK)
-    base = out + ((iz * ny + iy) * nx + ix) * 3
     scale = tl.load(unit)
+    at, wz, wy, wx = _corners(iz, iy, ix, fz, fy, fx, ny, nx)
+    share = wz * wy * wx
     for k in tl.static_range(3):
         f = tl.load(force + node * 3 + k, mask=live, other=0.0).to(tl.float64) * scale
-        for corner in tl.static_range(8):
-            oz = corner // 4
-            oy = (corner // 2) % 2
-            ox = corner % 2
-            s = (fz if oz == 1 else 1 - fz) * (fy if oy == 1 else 1 - fy) * (fx if ox == 1 else 1 - fx)
-            share = tl.floor(s * f + 0.5).to(tl.int64)
-            tl.atomic_add(base + ((oz * ny + oy) * nx + ox) * 3 + k, share, mask=live, sem="relaxed")
+        part = tl.floor(share * f[None, :] + 0.5).to(tl.int64)
+        tl.atomic_add(out + at * 3 + k, part, mask=live[None, :], sem="relaxed")
 
 
 @triton.jit(do_not_specialize=_NODE_SIZES)
@@ -446,10 +449,12 @@ def push(u, field, change, field_change, out, nz, ny, nx, hz, hy, hx, BLOCK: tl.
     cz = tl.where(free_z, tl.load(change + node * 3, mask=live, other=0.0) / hz, 0.0)
     cy = tl.where(free_y, tl.load(change + node * 3 + 1, mask=live, other=0.0) / hy, 0.0)
     cx = tl.where(free_x, tl.load(change + node * 3 + 2, mask=live, other=0.0) / hx, 0.0)
+    at, wz, wy, wx = _corners(iz, iy, ix, fz, fy, fx, ny, nx)
+    share = wz * wy * wx
     for k in tl.static_range(3):
-        dz, dy, dx = _slopes(field + k, iz, iy, ix, fz, fy, fx, ny, nx, live)
+        dz, dy, dx = _slopes(_component(field + k, at, 3, live), wz, wy, wx)
         own = tl.load(change + node * 3 + k, mask=live, other=0.0)
-        moved = _trilinear(field_change + k, iz, iy, ix, fz, fy, fx, ny, nx, 3, live)
+        moved = tl.sum(share * _component(field_change + k, at, 3, live), axis=0)
         tl.store(out + node * 3 + k, own + moved + dz * cz + dy * cy + dx * cx, mask=live)
 
 
@@ -460,8 +465,9 @@ def pull(u, field, force, out, nz, ny, nx, hz, hy, hx, BLOCK: tl.constexpr):
     sz = fz * 0
     sy = fz * 0
     sx = fz * 0
+    at, wz, wy, wx = _corners(iz, iy, ix, fz, fy, fx, ny, nx)
     for k in tl.static_range(3):
-        dz, dy, dx = _slopes(field + k, iz, iy, ix, fz, fy, fx, ny, nx, live)
+        dz, dy, dx = _slopes(_component(field + k, at, 3, live), wz, wy, wx)
         f = tl.load(force + node * 3 + k, mask=live, other=0.0)
         sz += dz * f
         sy += dy * f
