@@ -145,7 +145,9 @@ def test_evaluation_agrees_with_the_cpu_and_with_the_plain_reference(case, backe
     here, there = problem.evaluate(fit), problem.evaluate(on_device(fit, backend))
     assert there.data == pytest.approx(here.data, rel=1e-6)
     np.testing.assert_allclose(there.statistics[0], here.statistics[0], rtol=1e-5)
-    np.testing.assert_allclose(backend.fetch(there.moments[0]), here.moments[0], rtol=1e-4, atol=1e-6 * here.moments[0].max())
+    np.testing.assert_allclose(
+        backend.fetch(there.moments[0]), here.moments[0], rtol=1e-4, atol=1e-6 * here.moments[0].max()
+    )
     explanation = explain(problem.level, problem.velocity_grid, fit)
     plain = -np.sum(problem.level.target.weight * explanation.log_likelihood, dtype=float)
     assert there.data == pytest.approx(plain, rel=2e-5)
