@@ -99,7 +99,13 @@ class RegistrationSettings(Settings):
     """EM-LDDMM registration of a volume to an atlas."""
 
     resolution_um: float | None = Field(None, gt=0, description="finest level; the atlas's or target's by default")
-    levels: int = Field(3, ge=1, le=6, description="resolution levels, each twice as fine as the one before")
+    levels: int | None = Field(
+        None,
+        ge=1,
+        le=10,
+        description="resolution levels, each twice as fine as the one before; by default the first has "
+        "some 20 voxels across the brain",
+    )
     affine: Literal["rigid", "similarity", "scales", "affine"] = Field(
         "affine",
         description="6, 7, 9 or 12 parameters: rigid keeps the scale it starts from, similarity fits one, scales one "

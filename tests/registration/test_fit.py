@@ -3,10 +3,10 @@ import pytest
 from scipy.ndimage import map_coordinates
 from scipy.spatial.transform import Rotation
 
-from brains import SHAPE, VOXEL_UM, brain, displacement_field, head, warped
+from brains import SHAPE, VOXEL_UM, brain, displacement_field, head, image_of, warped
 from cloudreg.registration.checkpoint import Checkpoint
 from cloudreg.registration.cuts import flat_faces
-from cloudreg.registration.fit import choose_scales, solve
+from cloudreg.registration.fit import choose_scales, most_steps, solve
 from cloudreg.registration.pose import implausible
 from cloudreg.registration.prepare import prepare
 from cloudreg.settings import RegistrationSettings
@@ -30,6 +30,19 @@ def registered(target, grid, rotations=IDENTITY, template=None, checkpoint=None,
     chosen = RegistrationSettings(**{"resolution_um": VOXEL_UM, "levels": 2, **settings})
     scales = choose_scales(atlas, grid, atlas_grid(), chosen)
     return solve(prepared(target, grid), atlas, rotations, chosen, scales=scales, checkpoint=checkpoint)
+
+
+def test_levels_begin_where_the_brain_is_coarse_however_fine_they_end():
+    atlas = image_of(brain())
+    unit = choose_scales(atlas, atlas.grid, atlas.grid, RegistrationSettings()).unit
+    for finest, count in ((0.25, 5), (0.5, 4), (1.0, 3), (2.0, 2), (4.0, 1), (20.0, 1)):
+        settings = RegistrationSettings(resolution_um=finest * unit)
+        levels = choose_scales(atlas, atlas.grid, atlas.grid, settings).levels
+        assert len(levels) == count
+        assert levels[-1] == pytest.approx(finest * unit)
+        assert most_steps(settings, count) == sum((8, 8, 8, 15, 25)[-count:])
+    few = RegistrationSettings(resolution_um=0.25 * unit, levels=2)
+    assert len(choose_scales(atlas, atlas.grid, atlas.grid, few).levels) == 2
 
 
 def mapped(solution, points_um):

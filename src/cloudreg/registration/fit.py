@@ -33,6 +33,9 @@ from cloudreg.space import Grid
 _UNITS_PER_BRAIN = 78
 """The solver's unit of length is this fraction of the brain's size: 100 um for a mouse (cube root of 470 mm3)."""
 
+_COARSEST = 6
+"""Units that a voxel of the first level stays below."""
+
 _LATER: frozenset[Estimated] = frozenset(("variances", "priors"))
 """What of the mixture is not estimated at the first level."""
 
@@ -109,7 +112,8 @@ def choose_scales(atlas: Image, target: Grid, template: Grid, settings: Registra
         sharpest = max(min(template.voxel_size_um), min(target.voxel_size_um))
         finest = max(sharpest, unit) if not 0.75 * unit < sharpest < 1.5 * unit else sharpest
     # A brain of fewer than a dozen voxels a side is no image.
-    levels = [finest * 2**k for k in reversed(range(settings.levels)) if k == 0 or finest * 2**k < 6 * unit]
+    most = settings.levels or 1 + max(0, int(np.log2(_COARSEST / finest * unit)))
+    levels = [finest * 2**k for k in reversed(range(most)) if k == 0 or finest * 2**k < _COARSEST * unit]
     return Scales(
         unit,
         tuple(levels),
@@ -314,6 +318,11 @@ def _first_intensity(target: Image, atlas: Image, settings: RegistrationSettings
 
 def _at_first(settings: RegistrationSettings) -> frozenset[Estimated]:
     return frozenset(settings.estimate) - _LATER
+
+
+def most_steps(settings: RegistrationSettings, levels: int) -> int:
+    """Return how many steps of the velocity so many levels take at most."""
+    return sum(int(_at(settings.iterations, number, levels)) for number in range(levels))
 
 
 def _at(values: Sequence[float], number: int, count: int) -> float:

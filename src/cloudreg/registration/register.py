@@ -19,7 +19,7 @@ from cloudreg.io import Volume, read_resampled
 from cloudreg.registration.backend import backend_for
 from cloudreg.registration.checkpoint import Checkpoint, digest
 from cloudreg.registration.even import even_out
-from cloudreg.registration.fit import Scales, Solution, choose_scales, solve
+from cloudreg.registration.fit import Scales, Solution, choose_scales, most_steps, solve
 from cloudreg.registration.flow import invert, jacobian_determinant
 from cloudreg.registration.levels import Image
 from cloudreg.registration.pose import MOST_ANISOTROPY, MOST_VOLUME, TIE, implausible, nearest_rotation
@@ -160,7 +160,7 @@ def register_volume(
         if work is not None:
             values = settings.model_dump(mode="json"), scales, rotations, initial, library_versions()
             checkpoint = Checkpoint(work, digest([*targets, *templates], *values))
-        steps = sum(settings.iterations[-len(scales.levels) :])
+        steps = most_steps(settings, len(scales.levels))
         with track("registering", steps, "steps") as advance:
             return solve(
                 *pairs[0],
