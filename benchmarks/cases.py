@@ -8,7 +8,6 @@ files, they are NIfTI's world.
 from __future__ import annotations
 
 import json
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -161,7 +160,7 @@ def random_flow(
     return u * np.float32(1)
 
 
-def make_case(folder: Path, source: Source, kind: str, seed: int, *, lost: float | None = None) -> None:
+def make_case(folder: Path, source: Source, kind: str, seed: int, *, lost: float | None = None, finer: int = 1) -> None:
     """Write a case.
 
     Parameters
@@ -176,6 +175,9 @@ def make_case(folder: Path, source: Source, kind: str, seed: int, *, lost: float
         Of everything that is random.
     lost
         Fraction of the brain's planes that is zeroed, all together; by default a twentieth in ``hard``, none elsewhere.
+    finer
+        How many times as fine the images are: the template's spline, and the target as seen through the same map from
+        that spline, each of its voxels with a noise of its own.
     """
     rng = np.random.default_rng([seed, KINDS.index(kind)])
     margin = 12
@@ -205,8 +207,12 @@ def make_case(folder: Path, source: Source, kind: str, seed: int, *, lost: float
         letters = ["asr", "psl", "sal", "ial", "lsp", "rip", "las", "rai"][seed % 8]
         # Sections: the third template axis is cut thickest.
         spacing = np.array([75.0, 75.0, 120.0])
+    spacing /= finer
     index_to_um, shape = _target_frame(source, letters, spacing)
     points = _positions(shape) @ index_to_um[:3, :3].T + index_to_um[:3, 3]
+    if finer > 1:
+        # Half the memory of what may be a hundred million points; they are still good to a nanometre.
+        points = points.astype(np.float32)
     there = truth(points)
     gap = np.isnan(there).any(axis=1)
     position = np.where(gap[:, None], -1e6, there)
@@ -228,14 +234,16 @@ def make_case(folder: Path, source: Source, kind: str, seed: int, *, lost: float
     seen = np.clip(np.round(1000 * image), 0, 65535).astype(np.uint16)
 
     folder.mkdir(parents=True)
-    template_frame = _frame(np.diag([voxel, voxel, voxel, 1.0]))
-    _save(folder / "template.nii.gz", source.template, template_frame)
-    _save(folder / "labels.nii.gz", source.labels.astype(np.uint32), template_frame)
-    _save(folder / "template_mask.nii.gz", source.brain.astype(np.uint8), template_frame)
+    frame = np.diag([voxel / finer] * 3 + [1.0])
+    frame[:3, 3] = (1 / finer - 1) / 2 * voxel
+    template_frame = _frame(frame)
+    _save(folder / "template.nii.gz", _refined(source.template, finer), template_frame)
+    _save(folder / "labels.nii.gz", _repeated(source.labels.astype(np.uint32), finer), template_frame)
+    _save(folder / "template_mask.nii.gz", _repeated(source.brain.astype(np.uint8), finer), template_frame)
     _save(folder / "target.nii.gz", seen, _frame(index_to_um))
     if not good.all():
         _save(folder / "target_mask.nii.gz", good.astype(np.uint8), _frame(index_to_um))
-    wanted = binary_dilation(inside.reshape(shape), iterations=3).ravel()
+    wanted = np.flatnonzero(binary_dilation(inside.reshape(shape), iterations=3 * finer))[:: finer**3]
     np.save(folder / "points.npy", points[wanted] @ _WORLD.T)
     np.savez_compressed(
         folder / "truth.npz",
@@ -246,30 +254,16 @@ def make_case(folder: Path, source: Source, kind: str, seed: int, *, lost: float
     (folder / "case.json").write_text(json.dumps({"kind": kind, "seed": seed, "letters": letters}))
 
 
-def make_finer(folder: Path, case: Path, factor: int) -> None:
-    """Write a case again with voxels ``factor`` times as small: the images' splines, with new noise, and their labels.
+def _refined(image: np.ndarray, factor: int) -> np.ndarray:
+    """Return the spline of an image at voxels ``factor`` times as small."""
+    if factor == 1:
+        return image
+    values = zoom(image.astype(np.float32), factor, order=3, mode="nearest", grid_mode=True)
+    return np.clip(np.round(values), 0, 65535).astype(np.uint16)
 
-    It holds no finer structure than ``case``, and the truth is the same, at the same points: what it is good for is to
-    see what the size costs.
-    """
-    rng = np.random.default_rng(factor)
-    folder.mkdir(parents=True)
-    for kind in ("template", "target", "labels", "template_mask", "target_mask"):
-        if (case / f"{kind}.nii.gz").exists():
-            image = nibabel.load(case / f"{kind}.nii.gz")
-            coarse = np.asarray(image.dataobj)
-            if kind in ("template", "target"):
-                values = zoom(coarse.astype(np.float32), factor, order=3, mode="nearest", grid_mode=True)
-                if kind == "target":
-                    values += 1000 * _NOISE * rng.standard_normal(values.shape, dtype=np.float32)
-                fine = np.clip(np.round(values), 0, 65535).astype(np.uint16)
-            else:
-                fine = coarse.repeat(factor, 0).repeat(factor, 1).repeat(factor, 2)
-            frame = image.affine @ np.diag([1 / factor] * 3 + [1])
-            frame[:3, 3] -= image.affine[:3, :3] @ np.full(3, (1 - 1 / factor) / 2)
-            _save(folder / f"{kind}.nii.gz", fine, frame)
-    for name in ("points.npy", "truth.npz", "case.json"):
-        shutil.copy(case / name, folder)
+
+def _repeated(image: np.ndarray, factor: int) -> np.ndarray:
+    return image.repeat(factor, 0).repeat(factor, 1).repeat(factor, 2)
 
 
 def to_template_um(world_mm: np.ndarray) -> np.ndarray:

@@ -13,7 +13,8 @@ in the interpreter that ``--rivals-python`` names (it needs antspyx, itk-elastix
 The error is the distance, in the template's space, between where a method puts a voxel of the target's brain and
 where it belongs: damaged tissue included, the gap of a tear not. Dice is the mean over the labels of more than 500
 voxels of the target. With ``--lost``, a part of the planes is zeroed and what lies there does not count. With
-``--finer 1 2 4`` each case is run with voxels of 100, 50 and 25 um.
+``--finer 1 2 4`` each case is run with voxels of 100, 50 and 25 um too, through the same map; add
+``--options "--resolution 50"`` to solve at such voxels.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from pathlib import Path
 import nibabel
 import numpy as np
 
-from cases import KINDS, make_case, make_finer, read_source, to_template_um
+from cases import KINDS, make_case, read_source, to_template_um
 from measuring import run_measured
 from rivals import METHODS
 
@@ -145,22 +146,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(f"{'case':9} {'seed':>4} {'method':14} {'median':>7} {'p90':>7} {'Dice':>6} {'s':>6} {'CPU s':>6} {'MB':>6}")
     for kind, lost, seed, finer in itertools.product(chosen.cases, chosen.lost, chosen.seeds, chosen.finer):
         name = kind if lost is None else f"{kind}-{lost:.0%}"
-        truth = case = folder / f"{name}-{seed}"
-        if not (truth / "case.json").exists():
+        case = folder / f"{name}-{seed}"
+        if finer > 1:
+            name = f"{name}/{finer}"
+            case = case.with_name(f"{case.name}-finer-{finer}")
+        if not (case / "case.json").exists():
             source = source or read_source(
                 data / "average_template_100.nrrd",
                 data / "annotation_100.nrrd",
                 data / "ara_nissl_100_ccf.nrrd",
                 data / "ara_ontology.json",
             )
-            shutil.rmtree(truth, ignore_errors=True)
-            make_case(truth, source, kind, seed, lost=lost)
-        if finer > 1:
-            name = f"{name}/{finer}"
-            case = folder / f"{truth.name}-finer-{finer}"
-            if not (case / "case.json").exists():
-                shutil.rmtree(case, ignore_errors=True)
-                make_finer(case, truth, finer)
+            shutil.rmtree(case, ignore_errors=True)
+            make_case(case, source, kind, seed, lost=lost, finer=finer)
         for method in chosen.methods:
             work = folder / "work"
             shutil.rmtree(work, ignore_errors=True)
@@ -172,7 +170,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             else:
                 result = run_rival(method, case, work, chosen.rivals_python, chosen.masks)
             found, seconds, cpu, peak, note = result
-            figures = (float("nan"),) * 3 if found is None else score(truth, found, observed_only=lost is not None)
+            figures = (float("nan"),) * 3 if found is None else score(case, found, observed_only=lost is not None)
             row = Row(name, seed, method, *figures, seconds, cpu, peak, note)
             rows.append(row)
             print(_line(row), flush=True)
