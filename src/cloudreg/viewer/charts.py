@@ -142,9 +142,14 @@ def histogram(values: NDArray[np.float64], label: str, counted: str, caption: st
 
 
 def lines(
-    series: Mapping[str, tuple[NDArray[np.float64], NDArray[np.float64]]], x: str, y: str, caption: str
+    series: Mapping[str, tuple[NDArray[np.float64], NDArray[np.float64]]],
+    x: str,
+    y: str,
+    caption: str,
+    *,
+    logarithmic: bool = False,
 ) -> Picture:
-    """Draw named curves of (x, y)."""
+    """Draw named curves of (x, y), the latter perhaps on a logarithmic scale."""
     charts: list[Picture] = []
     colours = (ACCENT, WARM, COOL, "#2b8a3e", "#862e9c", "#c92a2a")
     with _chart(charts, caption, 4.6, 3.0) as axes:
@@ -152,6 +157,8 @@ def lines(
             axes.plot(xs, ys, color=colour, linewidth=1.6, label=name, marker="." if len(xs) < 60 else None)
         axes.set_xlabel(x)
         axes.set_ylabel(y)
+        if logarithmic:
+            axes.set_yscale("log")
         if len(series) > 1:
             axes.legend()
     return charts[0]

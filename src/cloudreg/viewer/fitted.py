@@ -185,18 +185,23 @@ def _energy(folder: Path) -> list[Part]:
     levels: dict[str, list[tuple[int, float]]] = {}
     for row in rows:
         points = levels.setdefault(f"{float(row['level_um']):.4g} µm, {row['step']}", [])
-        points.append((len(points), float(row["total"])))
-    # Levels differ in voxel count, so energies compare within a level only.
+        points.append((len(points), float(row["gained"])))
+    # Levels differ in voxel count, so gains compare within a level only. The energy itself would jump from step to
+    # step, for in between contrast and noise are estimated anew.
     series = {}
     for name, points in levels.items():
-        steps, values = np.array(points).T
-        span = values.max() - values.min()
-        series[name] = (steps, (values - values.min()) / (span if span > 0 else 1.0))
+        steps, gains = np.array(points).T
+        moved = gains > 0
+        if moved.any():
+            series[name] = steps[moved], gains[moved] / gains.sum()
+    if not series:
+        return []
     chart = lines(
         series,
-        "iteration",
-        "energy, from 1 to 0",
-        "Each curve should fall, then lie flat; it may jump where the noise is estimated anew.",
+        "step",
+        "share of the level's gain",
+        "By how much each step lowered the energy. Curves should fall: when a step gains next to nothing, it is done.",
+        logarithmic=True,
     )
     return [Part("charts", title="Energy", pictures=[chart])]
 
