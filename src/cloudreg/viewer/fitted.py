@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -250,6 +251,9 @@ def _short(text: str) -> str:
         value = float(text)
     except ValueError:
         return text
+    if math.isnan(value):
+        # An empty cell is sorted below all others.
+        return ""
     return text if text.isdigit() else f"{value:.5g}"
 
 
