@@ -213,6 +213,26 @@ def test_a_template_that_shows_a_head_is_left_its_labelled_brain(files, engine, 
     assert not any("voxel size" in doubt for doubt in registration.figures["doubts"])
 
 
+def test_what_the_labels_of_a_head_leave_out_of_its_brain_is_told_by_the_target(files, engine, tmp_path):
+    values, grid = head()
+    margin = (values.shape[0] - SHAPE[0]) // 2
+    labels = labels_of(brain())
+    # As labels of grey matter know nothing of the brain stem: a third of the brain, open below.
+    labels[14:32, 14:, 13:27] = 0
+    write_volume(str(tmp_path / "head.ome.zarr"), values, grid, orientation="asr")
+    write_volume(str(tmp_path / "labels.ome.zarr"), np.pad(labels, margin), grid, kind="labels", orientation="asr")
+    shown = load_atlas(template=tmp_path / "head.ome.zarr", labels=tmp_path / "labels.ome.zarr")
+    target = open_volume(str(files / "target.ome.zarr"))
+    registration = register_volume(target, shown, SETTINGS, engine=engine)
+    index = np.argwhere(target.read() > 500)
+    truth = np.load(files / "truth.npy")[tuple(index.T)]
+    found, _ = registration.transform.target_to_atlas(TARGET_GRID.index_to_um(index))
+    error = np.linalg.norm(found - truth, axis=1) / VOXEL_UM
+    left_out = labels[tuple(np.rint(truth / VOXEL_UM).astype(int).clip(0, np.array(SHAPE) - 1).T)] == 0
+    assert np.median(error) < 0.15
+    assert np.median(error[left_out]) < 0.15
+
+
 def test_labels_as_large_as_the_template_leave_it_as_it_is(files, engine):
     image = prepare(brain(), np.ones(SHAPE, np.float32), ATLAS_GRID, name="template", missing_data=False)
     whole = atlas(files).labels

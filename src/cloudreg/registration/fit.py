@@ -322,6 +322,8 @@ def _at_first(settings: RegistrationSettings) -> frozenset[Estimated]:
 
 def most_steps(settings: RegistrationSettings, levels: int) -> int:
     """Return how many steps of the velocity so many levels take at most."""
+    if not settings.deform:
+        return 0
     return sum(int(_at(settings.iterations, number, levels)) for number in range(levels))
 
 

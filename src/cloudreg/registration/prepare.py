@@ -24,6 +24,9 @@ _LEAST_KNEE = 0.01
 _GAP = 0.06
 """Gaps between labels that are closed, in sides of a cube as large as what is labelled."""
 
+_RIM = 3
+"""What the labels of a template leave out, in the solver's units, is brain only where it is thicker than twice this."""
+
 _LEAST_SHARE, _MOST_SHARE = 0.05, 0.8
 """Part of the template's foreground that is labelled, for the rest to be a head around the brain."""
 
@@ -143,6 +146,41 @@ def labelled_part(template: Image, labels: Volume, engine: Engine) -> Image | No
     if not _LEAST_SHARE < share < _MOST_SHARE:
         return None
     return Image(np.where(brain, template.values, np.float32(0)), template.weight, template.grid)
+
+
+def completed(brain: Image, template: Image, target: Image, to_atlas: NDArray[np.float64], unit_um: float) -> Image:
+    """Return the labelled part of a template with what its labels leave out of the brain that the target shows.
+
+    Labels of the cortex and the nuclei know nothing of white matter, ventricles and brain stem. What of these lies
+    far from all labels is told from the head around the brain by the target, which shows the one and not the other.
+
+    Parameters
+    ----------
+    brain
+        From `labelled_part`.
+    template
+        The whole, on the same grid.
+    target
+        Normalised.
+    to_atlas
+        4 x 4, target um to atlas um, good to within ``3 * unit_um``.
+    unit_um
+        The solver's unit of length.
+    """
+    from scipy.ndimage import affine_transform, binary_fill_holes, distance_transform_edt
+
+    step = np.linalg.inv(target.grid.affine) @ np.linalg.inv(to_atlas) @ template.grid.affine
+    tissue = binary_fill_holes(target.foreground).astype(np.float32)
+    seen = affine_transform(tissue, step[:3, :3], step[:3, 3], template.grid.shape, order=1, mode="constant") > 0.5
+    left_out = seen & (brain.values == 0)
+    # A rim around the labels, no thicker than the affine may be wrong, is no brain that they left out.
+    reach = max(_RIM * unit_um, *template.grid.voxel_size_um)
+    deep = distance_transform_edt(left_out, sampling=template.grid.voxel_size_um) > reach
+    if not deep.any():
+        return brain
+    added = left_out & (distance_transform_edt(~deep, sampling=template.grid.voxel_size_um) < 2 * reach)
+    whole = binary_fill_holes(added | (brain.values != 0))
+    return Image(np.where(whole, template.values, np.float32(0)), brain.weight, brain.grid)
 
 
 def _zeros_are_background(values: NDArray[np.float32], observed: NDArray[np.float32], threshold: float) -> bool:

@@ -23,7 +23,7 @@ from cloudreg.registration.fit import Scales, Solution, choose_scales, most_step
 from cloudreg.registration.flow import invert, jacobian_determinant
 from cloudreg.registration.levels import Image
 from cloudreg.registration.pose import MOST_ANISOTROPY, MOST_VOLUME, TIE, implausible, nearest_rotation
-from cloudreg.registration.prepare import labelled_part, prepare
+from cloudreg.registration.prepare import completed, labelled_part, prepare
 from cloudreg.registration.solver import Explanation
 from cloudreg.registration.within import brain_within, enclosed, near_the_brain, shows_more
 from cloudreg.run_folder import library_versions
@@ -154,6 +154,7 @@ def register_volume(
         templates: Sequence[Image],
         scales: Scales,
         initial: NDArray[np.float64] | None,
+        settings: RegistrationSettings = settings,
     ) -> Solution:
         pairs = [(seen, template) for seen in targets for template in templates]
         checkpoint = None
@@ -183,7 +184,12 @@ def register_volume(
         if len(found) == len(templates):
             say("the scales are no brain's, and the template shows more than its regions: once more with these alone")
             brain_scales = choose_scales(found[0], target.grid, atlas.template.grid, settings)
-            second = solved(targets, found, brain_scales, None)
+            rough = solved(targets, found, brain_scales, None, settings.model_copy(update={"deform": False}))
+            whole = [
+                completed(brain, template, targets[0], rough.fit.to_atlas, brain_scales.unit)
+                for brain, template in zip(found, templates, strict=True)
+            ]
+            second = solved(targets, whole, brain_scales, None)
             if not implausible(second.fit.to_atlas):
                 solution, scales = second, brain_scales
     try:
