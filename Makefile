@@ -5,6 +5,8 @@ BIN    := $(VENV)/bin
 # With gpu too, the GPU's kernels are tested: on a GPU, or in Triton's interpreter. PyPI's torch for Linux takes gigabytes.
 # With interop, other programs read what we write; with destripe, that option of the flat fields.
 EXTRAS ?= test
+# The extra basic takes an older scipy: make test EXTRAS=test,basic CONSTRAINTS=constraints-basic.txt VENV=.venv-basic
+CONSTRAINTS ?= constraints.txt
 READY  := $(VENV)/.installed
 # Two files of tests at a time; what the tests of a file share is made once.
 PYTEST := $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
@@ -33,8 +35,8 @@ format: $(READY)
 clean:
 	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
-$(READY): pyproject.toml constraints.txt
+$(READY): pyproject.toml $(CONSTRAINTS)
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "CloudReg needs Python 3.11 or newer, this is " + sys.version.split()[0] + ": make PYTHON=python3.11")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --disable-pip-version-check --quiet -c constraints.txt -e '.[$(EXTRAS)]'
+	$(BIN)/pip install --disable-pip-version-check --quiet -c $(CONSTRAINTS) -e '.[$(EXTRAS)]'
 	touch $@

@@ -12,7 +12,7 @@ from cloudreg.execution import Engine, progress
 from cloudreg.settings import AlignSettings, FusionSettings, RunSettings, override
 from cloudreg.stitching import Link, align, align_in_steps, fuse, measure_links
 from cloudreg.stitching.drift import find_drifts, without_drift
-from cloudreg.stitching.links import Layer, neighbours
+from cloudreg.stitching.links import Layer, measure_again, neighbours
 from cloudreg.stitching.pairwise import Shift
 from cloudreg.stitching.places import shared, tile_places
 from cloudreg.stitching.seams import load_layers, measure_seams, save_seams
@@ -70,6 +70,15 @@ def test_exact_layers_give_the_drift(grid):
     way = ways(12)
     assert np.ptp(way, axis=1).max() > 4
     assert np.abs(found(grid, links_of(grid, way)) - way).max() < 0.15
+
+
+def test_a_drift_bends_on_beyond_the_middle_of_the_first_layer_and_the_last(grid):
+    bend = np.random.default_rng(2).normal(0, 2.0, (12, 1, 2))
+    bend -= bend.mean(axis=0)
+    way = bend * (2 * CENTRES[:, None] / (DEPTH - 1) - 1) ** 2
+    drifts = find_drifts(grid, links_of(grid, way), ON).tiles
+    ends = np.array([drift.at([0, DEPTH - 1]) - drift.at([DEPTH / 2]) for drift in drifts])
+    assert np.abs(ends - bend).max() < 0.19
 
 
 def test_over_the_depth_a_drift_is_none_in_the_mean(grid):
@@ -217,6 +226,26 @@ def test_thin_tiles_are_aligned_as_without_the_option(phantom, engine, capfd, mo
     project = align(phantom.acquisition, 0, None, ON, engine)
     assert "24 planes are too few to see how tiles drift" in capfd.readouterr().err
     assert project == align(phantom.acquisition, 0, None, OFF, engine)
+
+
+def test_layers_that_a_drift_blurred_are_measured_again_without_it(make_phantom, engine):
+    phantom = make_phantom(grid=(1, 2), tile_shape=(96, 80, 80), overlap=0.3, sway_px=(2.0, 2.0))
+    tiles, planes = phantom.acquisition, np.arange(96)
+    drifts = [Drift(tuple(planes.astype(float)), *(tuple(way) for way in sway.T)) for sway in phantom.sway_px]
+
+    def off(links):
+        """How far off the layers are, sideways."""
+        apart = phantom.truth_px[1] - phantom.truth_px[0]
+        ends = [(k.plane, k.plane - k.shift.lag_px[0], k.shift.lag_px) for k in links[0].layers]
+        lags = [lag - apart - [0, *(drifts[1].at([b]) - drifts[0].at([a]))[0]] for a, b, lag in ends]
+        return np.linalg.norm(np.array(lags)[:, 1:], axis=1)
+
+    blurred = measure_links(tiles, 0, None, ON, engine)
+    again = measure_again(tiles, 0, None, ON, engine, blurred, drifts)
+    assert len(again[0].layers) == 4
+    assert off(again).max() < 0.18 < 0.22 < off(blurred).max()
+    still = [dataclasses.replace(drift, y_px=(0.0,) * 96, x_px=(0.0,) * 96) for drift in drifts]
+    assert measure_again(tiles, 0, None, ON, engine, blurred, still)[0] is blurred[0]
 
 
 def test_layers_are_kept_only_where_a_drift_is_looked_for(swaying, engine):

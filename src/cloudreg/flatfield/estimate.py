@@ -8,18 +8,18 @@ methods for the flat field, the first is the best on all tiles with overlaps tha
 - ``mean``: the mean tile, of tissue only, each plane relative to its own level. Empty space does not shade it, but the
   shape of a brain does where tiles are few.
 - ``n4``: the N4 field of the plain mean tile, as CloudReg did in 2021.
-- ``basic``: BaSiC, by the library BaSiCPy, on planes without the background. BaSiCPy 2.0 asks for an older scipy than
-  ours, so it is for environments in which somebody made both work.
+- ``basic``: BaSiC, by the library BaSiCPy, on planes without the background, weighed by where there is tissue.
 """
 
 from __future__ import annotations
 
+import sys
 from importlib.util import find_spec
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cloudreg.errors import InputError
+from cloudreg.errors import InputError, MissingExtraError
 from cloudreg.execution import Engine
 from cloudreg.execution.progress import say
 from cloudreg.flatfield.fit import basis, combine, evaluate, witness_of_mean
@@ -76,7 +76,8 @@ def estimate_shading(acquisition: Acquisition, channel: int, settings: ShadingSe
         plain = light[samples.present].mean(axis=0, dtype=np.float64)
         log = _between(n4_field(plain, settings.spline_distance_fraction), (y, x), places)
     elif settings.method == "basic":
-        log = _between(np.log(_basic_field(light[samples.present])), (y, x), places)
+        planes = light[samples.present]
+        log = _between(np.log(_basic_field(planes, planes > _TISSUE * usual)), (y, x), places)
     else:
         functions = basis(y, x)
         witness = witness_of_mean(find_mean_tile(light, light > _TISSUE * usual), functions)
@@ -92,20 +93,28 @@ def estimate_shading(acquisition: Acquisition, channel: int, settings: ShadingSe
 
 
 def _require_basicpy() -> None:
-    """Say at once that the library is not there, and why it can't be an extra."""
-    if find_spec("basicpy") is None:
+    """Say at once that the library is not there."""
+    if find_spec("basicpy") is not None:
+        return
+    if sys.version_info >= (3, 13):
         raise InputError(
-            "shading method basic needs BaSiCPy, which is not installed and asks for scipy before 1.13, where CloudReg "
-            "needs 1.14: choose combined, mean or n4"
+            "shading method basic needs BaSiCPy, and that a scipy which there is for Python 3.11 and 3.12 only: choose "
+            "combined, mean or n4, or an environment of that Python with 'cloudreg[basic]'"
         )
+    raise MissingExtraError("basicpy", "basic")
 
 
-def _basic_field(planes: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Return the flat field that BaSiC finds (Peng et al. 2017, doi:10.1038/ncomms14836), on blocks."""
+def _basic_field(planes: NDArray[np.float32], tissue: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Return the flat field that BaSiC finds on blocks (Peng et al. 2017, doi:10.1038/ncomms14836).
+
+    What is empty is as bright everywhere, and would make the field even: only tissue is given its full weight.
+    """
     from basicpy import BaSiC
 
-    basic = BaSiC(get_darkfield=False)
-    basic.fit(np.maximum(planes, 0))
+    shown = tissue.any(axis=(1, 2))
+    # On a GPU the sums would come out otherwise.
+    basic = BaSiC(get_darkfield=False, device="cpu")
+    basic.fit(np.maximum(planes[shown], 0), fitting_weight=tissue[shown].astype(np.float32))
     return np.asarray(basic.flatfield, dtype=np.float64)
 
 

@@ -3,6 +3,8 @@
 The logarithm of the field is a sum of products of Legendre polynomials over the tile, without the constant. Such
 coefficients of a smooth function fall off geometrically with their degree. How large they are and how fast they fall
 is not known beforehand: all answers are tried, and each counts by how likely it makes what was seen (its evidence).
+So it is with how far the mean tile is to be believed. Overlaps lie at the border of the camera; of its middle they say
+only what a smooth field makes of that, and there the mean tile knows more wherever tiles are many.
 
 References
 ----------
@@ -24,20 +26,42 @@ from cloudreg.flatfield.overlaps import Overlaps
 
 _DEGREE = 6
 _ORDERS = [(i, j) for i in range(_DEGREE + 1) for j in range(_DEGREE + 1) if 0 < i + j <= _DEGREE]
+_DEGREES = np.array([i + j for i, j in _ORDERS])
 # Sizes of the coefficients of degree 1 (from 0.5 % to a field that is dark at one border), and by how much each degree
 # is smaller than the one before.
 _SIZES = np.geomspace(0.005, 0.7, 12)
 _FALLS = (0.1, 0.2, 0.3, 0.45, 0.65, 0.9)
+# Functions up to this degree follow the shape of a brain, which its tiles share.
+_SHARED_DEGREE = 2
+# How many answers are tried to how far the finer functions of the mean tile are to be believed.
+_BELIEFS = 6
 _OUTLIER = 2.0
 _PASSES = 15
 
 
 @dataclass(frozen=True)
 class Witness:
-    """What is known of the coefficients: mean and variance of each."""
+    """What a mean tile says of the coefficients.
+
+    Parameters
+    ----------
+    mean, variance
+        (functions,), with the variance that they would have if tiles were independent draws.
+    excess
+        By how much more the variance may be, as they are not.
+    """
 
     mean: NDArray[np.float64]
     variance: NDArray[np.float64]
+    excess: float
+
+    def precisions(self) -> list[NDArray[np.float64]]:
+        """Return how surely the coefficients may be known, from the most to the least."""
+        shared = _DEGREES <= _SHARED_DEGREE
+        return [
+            1 / (self.variance * np.where(shared, self.excess, factor) + 1e-9)
+            for factor in np.geomspace(1, self.excess, _BELIEFS)
+        ]
 
 
 def basis(y: NDArray[np.float64], x: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -58,9 +82,10 @@ def witness_of_mean(mean: MeanTile, functions: NDArray[np.float64]) -> Witness:
     """Fit the functions to a mean tile; the scatter of the tiles tells how sure they are.
 
     The variance of a weighted least-squares fit with the tiles as clusters (Liang and Zeger 1986,
-    doi:10.1093/biomet/73.1.13) falls with the number of tiles, as if they were independent draws. Tiles of one brain
-    are not: cortex lies at the border and ventricles in the middle, whatever their number. So the mean is believed no
-    more than one tile is, and its errors, which all functions share, no more than one function's.
+    doi:10.1093/biomet/73.1.13) falls with the number of tiles, as if they were independent draws. Functions of one
+    degree have one variance, for a few tiles tell it for none of them alone. Tiles of one brain are no such draws:
+    cortex lies at the border and ventricles in the middle, whatever their number. At worst, the mean is to be believed
+    no more than one tile is, and its errors, which all functions share, no more than one function's.
     """
     with_constant = np.concatenate([np.ones((1, *mean.log.shape)), functions]).reshape(len(functions) + 1, -1)
     weighted = with_constant * mean.weight.ravel()
@@ -70,15 +95,18 @@ def witness_of_mean(mean: MeanTile, functions: NDArray[np.float64]) -> Witness:
     influence = np.linalg.solve(normal, with_constant @ mean.residual.reshape(len(mean.residual), -1).T)
     tiles = int(np.count_nonzero(np.abs(mean.residual).sum(axis=(1, 2))))
     variance = (influence**2).sum(axis=1) * tiles / max(tiles - 1, 1)
-    return Witness(coefficients[1:], variance[1:] * tiles * len(functions))
+    of_degree = np.bincount(_DEGREES, variance[1:]) / np.maximum(np.bincount(_DEGREES), 1)
+    return Witness(coefficients[1:], of_degree[_DEGREES], float(max(tiles, 1) * len(functions)))
 
 
 def combine(mean: Witness, overlaps: Overlaps) -> NDArray[np.float64]:
     """Return the coefficients that the overlaps, the mean tile and a smooth field's usual fall-off make most likely.
 
-    Equations of the overlaps that disagree with the rest lose their weight. Tiles differ in exposure, as lasers drift
-    and dyes bleach: all ratios of a pair may be off by one factor, whose scatter is learned from the pairs (a random
-    effect [1]_). Where there are no equations, the mean tile's coefficients are returned as they are.
+    The mean tile's slow functions are believed least, for they are the brain's as well; how far its finer ones are is
+    found by evidence. Equations of the overlaps that disagree with the rest lose their weight. Tiles differ in
+    exposure, as lasers drift and dyes bleach: all ratios of a pair may be off by one factor, whose scatter is learned
+    from the pairs (a random effect [1]_). Where there are no equations, the mean tile's coefficients are returned as
+    they are.
 
     References
     ----------
@@ -87,10 +115,7 @@ def combine(mean: Witness, overlaps: Overlaps) -> NDArray[np.float64]:
     """
     if not overlaps.ratio.size:
         return mean.mean
-    precision = 1 / (mean.variance + 1e-9)
-    pull = precision * mean.mean
-    degrees = np.array([i + j for i, j in _ORDERS])
-    usual = [(size * fall ** (degrees - 1.0)) ** -2 for size, fall in itertools.product(_SIZES, _FALLS)]
+    usual = np.array([(size * fall ** (_DEGREES - 1.0)) ** -2 for size, fall in itertools.product(_SIZES, _FALLS)])
     coefficients = np.zeros(len(_ORDERS))
     design, ratio = overlaps.design, overlaps.ratio
     starts = np.flatnonzero(np.diff(overlaps.pair, prepend=-1))
@@ -117,7 +142,7 @@ def combine(mean: Witness, overlaps: Overlaps) -> NDArray[np.float64]:
         of_pairs = np.add.reduceat(weight[:, None] * design, starts)
         normal -= np.einsum("pi,p,pj->ij", of_pairs, share, of_pairs)
         right -= np.einsum("pi,p->i", of_pairs, share * np.add.reduceat(weight * ratio, starts))
-        coefficients = evidence_average(normal + np.diag(precision), right + pull, usual)
+        coefficients = evidence_average(normal, right, usual, mean)
     return coefficients
 
 
@@ -159,14 +184,34 @@ def _normal_equations(
 
 
 def evidence_average(
-    normal: NDArray[np.float64], right: NDArray[np.float64], usual: list[NDArray[np.float64]]
+    normal: NDArray[np.float64],
+    right: NDArray[np.float64],
+    usual: NDArray[np.float64],
+    mean: Witness | None = None,
 ) -> NDArray[np.float64]:
-    """Solve the normal equations for each usual precision of the coefficients; average the solutions by evidence."""
+    """Solve normal equations for each usual precision of the coefficients; average the solutions by evidence.
+
+    Parameters
+    ----------
+    normal, right
+        (functions, functions) and (functions,).
+    usual
+        (choices, functions), precisions around 0 that the coefficients of something smooth may have.
+    mean
+        Another witness, or None; each way to believe it is tried as well.
+    """
+    known = [(normal, right, 0.0)]
+    if mean is not None:
+        known = [
+            (normal + np.diag(sure), right + sure * mean.mean, float((np.log(sure) - sure * mean.mean**2).sum()))
+            for sure in mean.precisions()
+        ]
     solutions, evidence = [], []
-    for precision in usual:
-        posterior = normal + np.diag(precision)
-        solution = np.linalg.solve(posterior, right)
+    for matrix, side, expected in known:
+        posterior = matrix + usual[:, :, None] * np.eye(len(side))
+        solution = np.linalg.solve(posterior, np.broadcast_to(side, usual.shape)[..., None])[..., 0]
         solutions.append(solution)
-        evidence.append(np.log(precision).sum() - np.linalg.slogdet(posterior)[1] + right @ solution)
-    share = np.exp(0.5 * (np.array(evidence) - max(evidence)))
-    return np.asarray(share @ np.array(solutions) / share.sum())
+        evidence.append(expected + np.log(usual).sum(axis=1) - np.linalg.slogdet(posterior)[1] + solution @ side)
+    together = np.concatenate(evidence)
+    share = np.exp(0.5 * (together - together.max()))
+    return np.asarray(share @ np.concatenate(solutions) / share.sum())

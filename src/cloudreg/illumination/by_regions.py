@@ -123,7 +123,7 @@ def fit_field(log: Array, region: Array, functions: Array) -> NDArray[np.float64
         (functions,), the coefficients.
     """
     degrees = np.array([sum(order) for order in _ORDERS])
-    usual = [(size * fall ** (degrees - 1.0)) ** -2 for size, fall in itertools.product(_SIZES, _FALLS)]
+    usual = np.array([(size * fall ** (degrees - 1.0)) ** -2 for size, fall in itertools.product(_SIZES, _FALLS)])
     coefficients = np.zeros(len(functions))
     weight = np.ones(len(log))
     for _ in range(_PASSES):

@@ -21,6 +21,7 @@ from cloudreg.stitching.links import (
     Link,
     Matrix,
     drift_layers,
+    measure_again,
     measure_links,
     neighbours,
     search_radius_px,
@@ -139,6 +140,9 @@ def align_in_steps(
         fresh, drifts = to_project(acquisition, channel), None
         if settings.drift == "layers":
             drifts = find_drifts(acquisition, links, settings)
+            if drifts is not None:
+                links = measure_again(acquisition, channel, shading, settings, engine, links, drifts.tiles)
+                drifts = find_drifts(acquisition, links, settings)
             if drifts is not None:
                 links, fresh = without_drift(links, drifts), fresh.drifting(_by_cell(acquisition, drifts.tiles))
             _report_drifts(acquisition, drifts, settings)

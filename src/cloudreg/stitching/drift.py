@@ -4,11 +4,11 @@ A tile's row and column are then functions of the plane, linear between a few no
 nodes, and one depth for each tile, minimise
 
     sum over layers of links  r e^T I e,  with  e = position of the second - position of the first - shift there
-  + sum over tiles  |second differences of u|^2 / sigma^2
+  + sum over tiles  |second differences of u|^2 / sigma^2  +  |third differences of u|^2 / tau^2
   + a slight pull of the means of u to the stage, and of the first differences of u to none
 
 with I what a layer knows of its shift and r its robust weight, see `cloudreg.stitching.robust`. Empty layers have no
-say: where nothing is measured, a drift goes on straight. The pulls decide only what no link does.
+say: far from what is measured, a drift goes on straight. The pulls decide only what no link does.
 
 What all tiles that hang together drift together, no overlap shows: it would shear all that they saw. It is taken off
 them, and so is the mean of each tile's drift over the depth. Then the drift is taken off the layers. What is left of a
@@ -38,7 +38,9 @@ from cloudreg.tiles import Acquisition, Drift
 Array = NDArray[Any]
 
 # By how much the drift from node to node may change at a node, as a standard deviation in pixels.
-_BEND_PX = 0.5
+_BEND_PX = 1.0
+# The same of the change of that from node to node: a drift bends slowly, also before the first layer's middle.
+_CHANGE_PX = 0.3
 # Digits of a drift that are kept, in pixels.
 _DIGITS = 4
 
@@ -206,8 +208,8 @@ class _System:
         apart = _at(pairs[:, 1], np.zeros(len(pairs)), tiles, 1) - _at(pairs[:, 0], np.zeros(len(pairs)), tiles, 1)
         stage = weight * (apart.T @ apart) + ABSOLUTE * weight * sparse.eye_array(tiles)
         mean = _mean_weights(count)
-        steps, bends = np.diff(np.eye(count), axis=0), np.diff(np.eye(count), 2, axis=0)
-        own = weight * steps.T @ steps + bends.T @ bends / _BEND_PX**2
+        steps, bends, changes = (np.diff(np.eye(count), order, axis=0) for order in (1, 2, 3))
+        own = weight * steps.T @ steps + bends.T @ bends / _BEND_PX**2 + changes.T @ changes / _CHANGE_PX**2
         along = sparse.kron(stage, np.outer(mean, mean)) + sparse.kron(sparse.eye_array(tiles), own)
         return _System(
             design,

@@ -4,7 +4,8 @@ Of each pair of neighbours only the strips that may overlap are read, in a few l
 texture, until two of them agree. Layers that agree are averaged; pairs without common texture get no vote.
 
 Where tiles drift sideways over their depth, layers differ because the tiles do. Then layers all over the depth are
-measured, and all are kept, see `cloudreg.stitching.drift`.
+measured, and all are kept, see `cloudreg.stitching.drift`. A drift blurs the layers that measure it; once it is about
+known, they are measured again with their planes moved back, in whole pixels.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from cloudreg.settings import AlignSettings
 from cloudreg.stitching.correlation import WINDOW, bandpass
 from cloudreg.stitching.layers import agree_closely, combine_layers
 from cloudreg.stitching.pairwise import Shift, Strip, measure_shift
-from cloudreg.tiles import Acquisition, Tile
+from cloudreg.tiles import Acquisition, Drift, Tile
 
 if TYPE_CHECKING:
     from cloudreg.flatfield import Shading
@@ -176,10 +177,7 @@ def measure_links(
         search_radius_px(acquisition, settings),
         drift_layers(acquisition, settings),
     )
-    pairs = [
-        _Pair(i, j, f"{acquisition.tiles[i].name}-{acquisition.tiles[j].name}")
-        for i, j in neighbours(acquisition.tiles)
-    ]
+    pairs = [_Pair.of(acquisition, i, j) for i, j in neighbours(acquisition.tiles)]
     needed = max((task.strip_bytes(pair) for pair in pairs), default=0)
     if needed > engine.memory_per_block_bytes:
         raise InputError(
@@ -189,11 +187,50 @@ def measure_links(
     return [link for link in engine.run(task, pairs, label="align", unit="pairs") if link is not None]
 
 
+def measure_again(
+    acquisition: Acquisition,
+    channel: int,
+    shading: Shading | None,
+    settings: AlignSettings,
+    engine: Engine,
+    links: Sequence[Link],
+    drifts: Sequence[Drift],
+) -> list[Link]:
+    """Return links with those measured anew whose layers are blurred, as a tile drifts within a layer.
+
+    Parameters
+    ----------
+    acquisition, channel, shading, settings, engine
+        As for `measure_links`; as much memory is needed.
+    links
+        As `measure_links` returned them.
+    drifts
+        About how the tiles drift, in the acquisition's order.
+    """
+    task = _Measure(
+        acquisition,
+        channel,
+        shading,
+        search_radius_px(acquisition, settings),
+        drift_layers(acquisition, settings),
+        tuple(drifts),
+    )
+    pairs = {(k.first, k.second): _Pair.of(acquisition, k.first, k.second) for k in links}
+    blurred = [pair for pair in pairs.values() if task.is_blurred(pair)]
+    fresh = engine.run(task, blurred, label="align again", unit="pairs") if blurred else []
+    found = {(link.first, link.second): link for link in fresh if link is not None}
+    return [found.get((link.first, link.second), link) for link in links]
+
+
 @dataclass(frozen=True)
 class _Pair:
     first: int
     second: int
     name: str
+
+    @staticmethod
+    def of(acquisition: Acquisition, first: int, second: int) -> _Pair:
+        return _Pair(first, second, f"{acquisition.tiles[first].name}-{acquisition.tiles[second].name}")
 
     def __str__(self) -> str:
         return self.name
@@ -206,9 +243,27 @@ class _Part:
     tile: Tile
     rows: slice
     columns: slice
+    drift: Drift | None = None
 
     def shape(self, planes: int) -> tuple[int, int, int]:
         return planes, self.rows.stop - self.rows.start, self.columns.stop - self.columns.start
+
+    def drifted(self, planes: Sequence[float] | NDArray[Any], layer: tuple[int, int]) -> NDArray[np.float64]:
+        """Return how far the tile has drifted at some planes from the middle of a layer, (n, 2), rows and columns."""
+        if self.drift is None:
+            return np.zeros((len(planes), 2))
+        return self.drift.at(planes) - self.drift.at([(layer[0] + layer[1] - 1) / 2])
+
+    def moves(self, layer: tuple[int, int]) -> NDArray[np.intp]:
+        """Return by how many whole pixels each plane of a layer lies beside where its middle does, (planes, 2)."""
+        return np.rint(self.drifted(np.arange(*layer), layer)).astype(np.intp)
+
+    def straighten(self, values: NDArray[Any], layer: tuple[int, int]) -> None:
+        """Move the planes of a layer to where its middle lies; at the edge what is not known repeats what is."""
+        for plane, moved in zip(values, self.moves(layer), strict=True):
+            if moved.any():
+                rows, columns = (np.clip(np.arange(n) - m, 0, n - 1) for n, m in zip(plane.shape, moved, strict=True))
+                plane[:] = plane[np.ix_(rows, columns)]
 
 
 @dataclass(frozen=True)
@@ -218,6 +273,7 @@ class _Measure:
     shading: Shading | None
     search_px: tuple[int, int, int]
     drift_layers: int = 0
+    drifts: tuple[Drift, ...] = ()
 
     def __call__(self, pair: _Pair) -> Link:
         nominal = self._nominal(pair)
@@ -239,10 +295,22 @@ class _Measure:
             if shift is not None:
                 # Both strips have the same planes: what they share begins later in one, and ends earlier in the other.
                 middle = (start + stop - 1 + shift.lag_px[0]) / 2
-                found.append(Layer(middle, replace(shift, lag_px=shift.lag_px + moved)))
+                # Of planes that were moved to the layer's middle the lag is that of the middle.
+                drifted = second.drifted([middle - shift.lag_px[0]], (start, stop)) - first.drifted(
+                    [middle], (start, stop)
+                )
+                found.append(Layer(middle, replace(shift, lag_px=shift.lag_px + moved + [0.0, *drifted[0]])))
             if not self.drift_layers and len(found) > 1 and agree_closely([layer.shift for layer in found]):
                 break
         return combined(empty, found)
+
+    def is_blurred(self, pair: _Pair) -> bool:
+        """Whether a plane of a layer lies beside its middle by a pixel, as a tile drifts."""
+        first, second, _ = self._parts(pair)
+        if 0 in first.shape(1):
+            return False
+        layers = self._layers(first, second)
+        return any(part.moves(layer).any() for part in (first, second) for layer in layers)
 
     def strip_bytes(self, pair: _Pair) -> int:
         """Most that measuring a pair may hold."""
@@ -267,8 +335,9 @@ class _Measure:
             margin = radius + WINDOW // 2
             starts.append(min(max(0, step - margin), side) if step > 0 else 0)
             stops.append(max(0, min(side, side - step + margin)) if step > 0 else side)
-        first = _Part(self.acquisition.tiles[pair.first], slice(starts[0], height), slice(starts[1], width))
-        second = _Part(self.acquisition.tiles[pair.second], slice(0, stops[0]), slice(0, stops[1]))
+        tiles, drifts = self.acquisition.tiles, self.drifts or [None] * len(self.acquisition.tiles)
+        first = _Part(tiles[pair.first], slice(starts[0], height), slice(starts[1], width), drifts[pair.first])
+        second = _Part(tiles[pair.second], slice(0, stops[0]), slice(0, stops[1]), drifts[pair.second])
         return first, second, (nominal[0], nominal[1] - starts[0], nominal[2] - starts[1])
 
     def _layers(self, first: _Part, second: _Part) -> list[tuple[int, int]]:
@@ -308,6 +377,7 @@ class _Measure:
         raw: NDArray[Any] = self.acquisition.read(part.tile, self.channel, start, stop, part.rows, part.columns)
         # A plane of zeros was lost too: no camera sees nothing at all.
         observed = self._observed(part, start, stop) & raw.any(axis=(1, 2))
+        part.straighten(raw, (start, stop))
         if self.shading is None:
             return Strip(raw, observed)
         values = raw.astype(np.float32)
