@@ -87,7 +87,8 @@ def run_rival(
     command = [python, str(Path(__file__).parent / "rivals.py"), method, str(case), str(out)]
     code, seconds, cpu, peak = timed(command + (["--masks"] if masks else []), log)
     if code != 0:
-        return None, seconds, cpu, peak, log.read_text().strip().splitlines()[-1][:150]
+        said = log.read_text().strip().splitlines() or [f"exit code {code}"]
+        return None, seconds, cpu, peak, said[-1][:150]
     return np.load(out), seconds, cpu, peak, ""
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -162,7 +163,7 @@ def register_volume(
             values = settings.model_dump(mode="json"), scales, rotations, initial, library_versions()
             checkpoint = Checkpoint(work, digest([*targets, *templates], *values))
         steps = most_steps(settings, len(scales.levels))
-        with track("registering", steps, "steps") as advance:
+        with track("registering", steps, "steps") if steps else nullcontext(_silent) as advance:
             return solve(
                 *pairs[0],
                 rotations,
@@ -214,6 +215,10 @@ def register_volume(
     for doubt in registration.figures["doubts"]:
         say(f"doubt: {doubt}")
     return registration
+
+
+def _silent(steps: int) -> None:
+    """Say nothing of steps."""
 
 
 def _prepared(
