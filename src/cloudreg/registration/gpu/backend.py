@@ -180,9 +180,9 @@ class TorchBackend:
 
     def curved(self, hessian: Sequence[Field], velocity: Field, weight: float, momentum: Field) -> Field:
         """See `Backend`."""
-        out = torch.empty_like(momentum)
         count = momentum.numel() // 3
         fields = [field.contiguous() for field in (*hessian, velocity, momentum)]
+        out = torch.empty_like(fields[-1])
         kernels.curve[(triton.cdiv(count, self._nodes),)](*fields, out, weight, count, BLOCK=self._nodes, **_COMPILED)
         return out
 
@@ -278,12 +278,9 @@ class TorchBackend:
     def _arguments(self, values: _Model, units: list[float]) -> tuple[tuple[torch.Tensor, ...], tuple[int, ...]]:
         atlas = self._atlas(values)
         parameters = tensor_of(values.packed(units), self.device)
-        coefficients = self._here(values.c)
+        coefficients = tensor_of(values.c, self.device)
         sizes = (*atlas.shape, *values.u.shape[:3], *values.c.shape[:3])
         return (atlas, values.u.contiguous(), coefficients, parameters), sizes
-
-    def _here(self, array: Field) -> torch.Tensor:
-        return array if isinstance(array, torch.Tensor) else tensor_of(array, self.device)
 
     def _atlas(self, values: _Model) -> torch.Tensor:
         try:
