@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import argparse
 import re
-import tarfile
+import shutil
 import tempfile
 import time
 from collections.abc import Iterable
@@ -170,8 +170,8 @@ def compare_on_known_fields(
 
 def real_tiles(data: Path) -> ArrayAcquisition:
     """Read the 54 real tiles of the layout, one plane each, at the places that their layout says."""
-    with tempfile.TemporaryDirectory() as folder, tarfile.open(data / "tiles" / "WSI_brain.tar") as archive:
-        archive.extractall(folder, filter="data")
+    with tempfile.TemporaryDirectory() as folder:
+        shutil.unpack_archive(data / "tiles" / "WSI_brain.tar", folder)
         tiles = Path(folder) / "WSI_brain"
         entries = re.findall(r"(\S+\.tif); ; \(([-\d.]+), ([-\d.]+)\)", (tiles / "TileConfiguration.txt").read_text())
         stacks = {
