@@ -5,19 +5,24 @@ BIN    := $(VENV)/bin
 # With gpu too, the GPU's kernels are tested: on a GPU, or in Triton's interpreter. PyPI's torch for Linux takes gigabytes.
 # With interop, other programs read what we write; with destripe, that option of the flat fields.
 EXTRAS ?= test
-# The extra basic takes an older scipy: make test EXTRAS=test,basic CONSTRAINTS=constraints-basic.txt VENV=.venv-basic
 CONSTRAINTS ?= constraints.txt
 READY  := $(VENV)/.installed
 # Two files of tests at a time; what the tests of a file share is made once.
 PYTEST := $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo test test-all lint format clean
+.PHONY: demo test test-basic untyped test-all lint format clean
 .DELETE_ON_ERROR:
 
 demo: $(READY)      ## raw tiles to region table, on an acquisition the demo makes itself
 	$(BIN)/cloudreg demo cloudreg-demo
 
 test: lint          ## lint, types, and every test that takes less than a minute
+	$(PYTEST) -m "not slow"
+
+test-basic:         ## the tests on the older numpy and scipy that the extra basic takes, whose types are others
+	$(MAKE) untyped VENV=.venv-basic EXTRAS=test,basic CONSTRAINTS=constraints-basic.txt
+
+untyped: $(READY)
 	$(PYTEST) -m "not slow"
 
 test-all: lint      ## the slow tests too

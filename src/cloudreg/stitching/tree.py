@@ -74,7 +74,9 @@ def _along(edges: list[tuple[int, int, Displacement]], axis: int, source: int, c
             columns.append(stop)
             cost.append(price)
             step[start, stop] = px
-    graph = sparse.csr_array((cost, (rows, columns)), shape=(count, count))
+    # The indices that older versions of SciPy's graphs ask for.
+    places = np.array([rows, columns], dtype=np.int32)
+    graph = sparse.csr_array((cost, (places[0], places[1])), shape=(count, count))
     distance, before = dijkstra(graph, indices=source, return_predecessors=True)
     # Nearer tiles first: those that a chain leads over are placed before the tile at its end.
     for tile in np.argsort(distance, kind="stable"):
