@@ -18,6 +18,7 @@ from cloudreg.viewer.pictures import (
     label_plane,
     middle_planes,
     outlines,
+    place,
     shrink,
     with_scale_bar,
 )
@@ -38,6 +39,14 @@ def test_a_plane_of_labels_has_the_ids_of_its_place_on_another_grid(tmp_path, ax
     opened = open_volume(volume.path)
     moved = Grid(twice.shape, opened.grid.affine @ np.linalg.inv(np.diag([30.0, 20, 10, 1])) @ twice.affine)
     np.testing.assert_array_equal(label_plane(opened, moved, axis, 5), expected)
+
+
+def test_a_plane_lies_where_it_is_along_its_own_axis_though_the_file_is_turned():
+    straight = Grid.from_spacing((9, 9, 9), (10.0, 20.0, 30.0), (5.0, -40.0, 0.0))
+    assert [place(straight, axis, 2) for axis in range(3)] == ["z = 25 µm", "y = 0 µm", "x = 60 µm"]
+    affine = np.array([[0, 0, -30.0, 50], [10, 0, 0, 5], [0, 20, 0, -40], [0, 0, 0, 1]])
+    turned = Grid((9, 9, 9), affine)
+    assert [place(turned, axis, 2) for axis in range(3)] == ["z = 25 µm", "y = 0 µm", "x = 10 µm"]
 
 
 def test_outlines_lie_between_regions_only():

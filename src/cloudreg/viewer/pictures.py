@@ -170,10 +170,11 @@ def square_plane(
 
 
 def place(grid: Grid, axis: int, index: int) -> str:
-    """Say where a plane lies."""
+    """Say where a plane lies, along the array's own axis: a file's axes may be turned against those of its space."""
     at = np.zeros(3)
     at[axis] = index
-    return f"{AXES[axis]} = {grid.index_to_um(at)[axis]:,.0f} µm"
+    along = grid.affine[:3, axis] / grid.voxel_size_um[axis]
+    return f"{AXES[axis]} = {along @ grid.index_to_um(at):,.0f} µm"
 
 
 def with_scale_bar(picture: NDArray[np.uint8], pixel_um: float) -> tuple[NDArray[np.uint8], str]:
