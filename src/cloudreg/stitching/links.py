@@ -170,13 +170,7 @@ def measure_links(
     and not with their number or depth.
     """
     acquisition.require_channel(channel)
-    task = _Measure(
-        acquisition,
-        channel,
-        shading,
-        search_radius_px(acquisition, settings),
-        drift_layers(acquisition, settings),
-    )
+    task = _Measure.of(acquisition, channel, shading, settings)
     pairs = [_Pair.of(acquisition, i, j) for i, j in neighbours(acquisition.tiles)]
     needed = max((task.strip_bytes(pair) for pair in pairs), default=0)
     if needed > engine.memory_per_block_bytes:
@@ -207,14 +201,7 @@ def measure_again(
     drifts
         About how the tiles drift, in the acquisition's order.
     """
-    task = _Measure(
-        acquisition,
-        channel,
-        shading,
-        search_radius_px(acquisition, settings),
-        drift_layers(acquisition, settings),
-        tuple(drifts),
-    )
+    task = _Measure.of(acquisition, channel, shading, settings, drifts)
     pairs = {(k.first, k.second): _Pair.of(acquisition, k.first, k.second) for k in links}
     blurred = [pair for pair in pairs.values() if task.is_blurred(pair)]
     fresh = engine.run(task, blurred, label="align again", unit="pairs") if blurred else []
@@ -274,6 +261,17 @@ class _Measure:
     search_px: tuple[int, int, int]
     drift_layers: int = 0
     drifts: tuple[Drift, ...] = ()
+
+    @staticmethod
+    def of(
+        acquisition: Acquisition,
+        channel: int,
+        shading: Shading | None,
+        settings: AlignSettings,
+        drifts: Sequence[Drift] = (),
+    ) -> _Measure:
+        radius, layers = search_radius_px(acquisition, settings), drift_layers(acquisition, settings)
+        return _Measure(acquisition, channel, shading, radius, layers, tuple(drifts))
 
     def __call__(self, pair: _Pair) -> Link:
         nominal = self._nominal(pair)
