@@ -12,7 +12,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from numpy.typing import NDArray
 from rich.console import Console
@@ -22,9 +22,6 @@ from cloudreg import pipeline
 from cloudreg.atlas import load_atlas
 from cloudreg.errors import InputError
 from cloudreg.execution import Engine, Ledger
-from cloudreg.flatfield import estimate_shading, load_shading, save_shading
-from cloudreg.flatfield.apply import correct_tiles as take_off
-from cloudreg.flatfield.destripe import Destriping
 from cloudreg.io import Kind, Volume, build_pyramid, describe, describe_cost, open_volume, parse_region, part_of
 from cloudreg.io import convert as convert_volume
 from cloudreg.io.objects import is_remote, plain_address
@@ -34,18 +31,21 @@ from cloudreg.registration import OpenRegistration, open_registration
 from cloudreg.run_folder import RunFolder, content_fingerprint, write_atomically
 from cloudreg.settings import AlignSettings, AtlasSettings, FusionSettings, RunSettings
 from cloudreg.space import Box
-from cloudreg.stitching import reuse_alignment
 from cloudreg.tiles import acquisition_of, open_acquisition, read_project, say_damage, write_project
 from cloudreg.transforms import Frame, Side, apply_points_file, export_transform, load_initial_affine, read_all_points
 from cloudreg.transforms.brainglobe import export_brainglobe
 from cloudreg.transforms.export import FieldFormat
 from cloudreg.transforms.images import apply_image
-from cloudreg.viewer import write_registration_report, write_run_report
+
+if TYPE_CHECKING:
+    from cloudreg.flatfield.destripe import Destriping
 
 
 def demo(out: Path, engine: Engine, *, command: str) -> None:
     """Make an acquisition, run everything on it at its defaults, and print how far the results are from the truth."""
     from cloudreg.datasets import make_acquisition, score_demo
+    from cloudreg.flatfield import load_shading
+    from cloudreg.viewer import write_run_report
 
     truth = make_acquisition(out / "acquisition")
     settings = RunSettings(atlas=AtlasSettings(name=str(truth.atlas)), orientation=truth.orientation)
@@ -88,6 +88,9 @@ def correct_tiles(
 
     The fields are found, or those of other tiles are taken: a folder of ``channel_NN``, or one field for all channels.
     """
+    from cloudreg.flatfield import estimate_shading, load_shading, save_shading
+    from cloudreg.flatfield.apply import correct_tiles as take_off
+
     acquisition = open_acquisition(raw, voxel_size_um=voxel_size_um, strict=strict)
     channels = _chosen(settings.channels, acquisition.channels)
     shadings = {}
@@ -132,6 +135,8 @@ def align(
         _require_new(steps)
     acquisition = open_acquisition(raw, voxel_size_um=voxel_size_um, strict=strict)
     if reuse is not None:
+        from cloudreg.stitching import reuse_alignment
+
         write_project(reuse_alignment(read_project(reuse), acquisition, channel), project, step="merging")
     else:
         pipeline.align_tiles(acquisition, channel, shading, project, settings, engine, start=start, steps=steps)
@@ -277,6 +282,8 @@ def register(
     if atlas.labels is not None:
         pipeline.measure_regions(out, _by_channel(volume, range(volume.channels)), out / "regions.csv", engine)
     if report:
+        from cloudreg.viewer import write_registration_report
+
         write_registration_report(out)
 
 
@@ -373,6 +380,8 @@ def evaluate(
 
 def report(path: Path) -> None:
     """Write the report of a run or a registration again."""
+    from cloudreg.viewer import write_registration_report, write_run_report
+
     run = RunFolder(path)
     manifest = json.loads(run.manifest.read_text()) if run.manifest.exists() else {}
     if manifest.get("kind") == "run":

@@ -13,6 +13,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,9 +21,6 @@ from numpy.typing import NDArray
 from cloudreg.atlas import Atlas, load_atlas
 from cloudreg.errors import InputError
 from cloudreg.execution import Engine, Ledger, require_free_space
-from cloudreg.flatfield import Shading, estimate_shading, load_shading, save_shading
-from cloudreg.illumination import correct_volume as remove_bias
-from cloudreg.illumination import estimate_bias, estimate_bias_by_regions, save_bias
 from cloudreg.io import Volume, open_volume, stacked
 from cloudreg.run_folder import RunFolder, content_fingerprint, library_versions, open_run
 from cloudreg.settings import (
@@ -35,11 +33,15 @@ from cloudreg.settings import (
 )
 from cloudreg.space import axes_between
 from cloudreg.tiles import Acquisition, open_acquisition, read_project, say_damage, write_project
-from cloudreg.viewer import write_run_report
+
+if TYPE_CHECKING:
+    from cloudreg.flatfield import Shading
 
 
 def shade_tiles(acquisition: Acquisition, channel: int, out: Path, settings: ShadingSettings, engine: Engine) -> None:
     """Stage 1: find the background and the flat field of a channel's tiles, and write them to a folder."""
+    from cloudreg.flatfield import estimate_shading, save_shading
+
     save_shading(estimate_shading(acquisition, channel, settings, engine), out)
 
 
@@ -151,6 +153,9 @@ def correct_volume(
 
     With the labels of a registration and the method "regions", what differs between regions is left to them.
     """
+    from cloudreg.illumination import correct_volume as remove_bias
+    from cloudreg.illumination import estimate_bias, estimate_bias_by_regions, save_bias
+
     if labels is not None and settings.method == "regions":
         field = estimate_bias_by_regions(volume, channel, labels, settings, engine=engine)
     else:
@@ -303,6 +308,8 @@ def run(
 
         with work.stage("report", settings={}, after=[measure, *even.values()], outputs=[here.report]) as report:
             if report.needed:
+                from cloudreg.viewer import write_run_report
+
                 write_run_report(here)
     say_damage()
     return here
@@ -310,6 +317,8 @@ def run(
 
 def _field_of(acquisition: Acquisition, folder: Path | None) -> Shading | None:
     """Return the shading in a folder, if any, and make sure that it fits the tiles."""
+    from cloudreg.flatfield import load_shading
+
     if folder is None:
         return None
     shading = load_shading(folder)

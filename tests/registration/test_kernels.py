@@ -189,7 +189,7 @@ def test_sums_do_not_depend_on_the_number_of_threads(case, monkeypatch):
     results = []
     for threads in (1, 3):
         with ThreadPoolExecutor(threads) as pool:
-            monkeypatch.setattr(kernels, "_threads", lambda pool=pool: pool)
+            monkeypatch.setattr(kernels, "threads", lambda pool=pool: pool)
             fresh = unseen(problem)
             results.append((fresh.evaluate(fit), fresh.linearize(fit)))
     (one, one_slope), (many, many_slope) = results

@@ -16,3 +16,12 @@ def id_type(dtype: np.dtype[Any]) -> np.dtype[Any]:
 def as_ids(labels: NDArray[Any]) -> NDArray[Any]:
     """Return labels in their `id_type`; whole numbers stored as floats become integers."""
     return labels.astype(id_type(labels.dtype), copy=False)
+
+
+def distinct(labels: NDArray[Any]) -> NDArray[Any]:
+    """Return the ids that occur in an array of labels, ascending.
+
+    Neighbours mostly have the same, so that what is left to sort, where ids change, is a small part of the array.
+    """
+    flat = labels.reshape(-1)
+    return np.unique(np.concatenate([flat[:1], flat[1:][flat[1:] != flat[:-1]]]))

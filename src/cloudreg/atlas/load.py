@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from cloudreg.atlas.atlas import Atlas, slabs
 from cloudreg.atlas.brainglobe import brainglobe_folder
-from cloudreg.atlas.ids import as_ids
+from cloudreg.atlas.ids import as_ids, distinct
 from cloudreg.atlas.ontology import Regions, load_regions
 from cloudreg.errors import InputError
 from cloudreg.io import Volume, open_volume, write_volume
@@ -133,7 +133,7 @@ def label_ids(labels: Volume) -> list[int]:
     """Return the ids that occur in a label volume, 0 left out, reading it slab by slab."""
     found: set[int] = set()
     for box in slabs(labels.grid):
-        found.update(int(i) for i in np.unique(as_ids(labels.read(box))))
+        found.update(int(i) for i in distinct(as_ids(labels.read(box))))
     return sorted(found - {0})
 
 

@@ -18,6 +18,7 @@ import scipy.fft
 from numpy.typing import NDArray
 
 from cloudreg.registration import kernels, nodes, sampling
+from cloudreg.registration.threads import along, slabs, threads
 
 Field: TypeAlias = Any
 """A (z, y, x, ...) float32 array on some device, that knows + - * / and indexing."""
@@ -125,7 +126,7 @@ class NumpyBackend:
         from scipy.ndimage import gaussian_filter1d
 
         for axis, sigma in enumerate(sigmas):
-            field = gaussian_filter1d(field, sigma, axis=axis, mode=surroundings, truncate=truncate)
+            field = along(axis, gaussian_filter1d, field, sigma, mode=surroundings, truncate=truncate)
         return field
 
     spline_coefficients = staticmethod(sampling.spline_coefficients)
@@ -134,14 +135,24 @@ class NumpyBackend:
         """See `Backend`."""
         from scipy.ndimage import affine_transform
 
-        return affine_transform(image, step[:3, :3], step[:3, 3], shape, order=1, mode="constant")
+        result = np.empty(shape, dtype=image.dtype)
+
+        def fill(part: slice) -> None:
+            start = step[:3, 3] + step[:3, 0] * part.start
+            affine_transform(image, step[:3, :3], start, output=result[part], order=1, mode="constant")
+
+        list(threads().map(fill, slabs(shape[0])))
+        return result
 
     def near(self, mask: Field, reach: Sequence[int]) -> Field:
         """See `Backend`."""
-        from scipy.ndimage import uniform_filter
+        from scipy.ndimage import uniform_filter1d
 
         size = [2 * n + 1 for n in reach]
-        return uniform_filter(mask.astype(np.float32), size, mode="constant") > 0.5 / np.prod(size)
+        share = mask.astype(np.float32)
+        for axis, n in enumerate(size):
+            share = along(axis, uniform_filter1d, share, n, mode="constant")
+        return share > 0.5 / np.prod(size)
 
     def rfftn(self, field: Field) -> Field:
         """See `Backend`. One thread: fields are small, and on two cores the second makes it slower."""
@@ -207,6 +218,10 @@ def backend_for(device: Literal["cpu", "cuda"], report: Callable[[str], None] = 
         If there is no such device.
     """
     if device == "cpu":
+        # On a machine's first run this loop is compiled, which starts another process that compiles the rest: the
+        # sooner, the better.
+        nothing = np.zeros((2, 2, 2, 3), dtype=np.float32)
+        MAIN_MEMORY.gather(nothing, nothing, np.ones(3, dtype=np.float32))
         return MAIN_MEMORY
     from cloudreg.registration.gpu import cuda_backend
 

@@ -219,9 +219,7 @@ def jacobian_determinant(displacement: NDArray[np.float32], spacing: NDArray[np.
     return smallest
 
 
-def invert(
-    displacement: NDArray[np.float32], spacing: NDArray[np.float32], start: NDArray[np.float32], *, refine: int = 2
-) -> NDArray[np.float32]:
+def invert(displacement: NDArray[np.float32], spacing: NDArray[np.float32], *, refine: int = 2) -> NDArray[np.float32]:
     """Return the displacement of the inverse map, on a finer grid.
 
     Parameters
@@ -230,8 +228,6 @@ def invert(
         (z, y, x, 3) um, of an invertible map.
     spacing
         um.
-    start
-        First guess on the same grid, such as ``exp(-w) - id``.
     refine
         Nodes of the result per node of the input, per axis.
 
@@ -240,5 +236,5 @@ def invert(
     ndarray, shape (refine (n - 1) + 1, ..., 3)
         Solved at every node by fixed-point iteration to well under a thousandth of a voxel.
     """
-    inverse: NDArray[np.float32] = nodes.invert(displacement, spacing, start, refine)
+    inverse: NDArray[np.float32] = nodes.invert(displacement, spacing, refine)
     return inverse

@@ -21,11 +21,8 @@ plain loops in Python's threads: loops that numba spreads over threads itself ta
 from __future__ import annotations
 
 import itertools
-import os
 import weakref
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -38,6 +35,7 @@ from cloudreg.registration.rows import (
     add_statistics,
     add_to_affine,
     add_to_nodes,
+    affine_derivatives,
     contrast_of_row,
     find_pull,
     judge,
@@ -47,21 +45,17 @@ from cloudreg.registration.rows import (
     predict,
     sample,
 )
+from cloudreg.registration.threads import threads
 
 RUNS = 8
 """Runs of voxels with sums of their own."""
-
-
-@cache
-def _threads() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(os.cpu_count())
 
 
 def _in_runs(
     loop: Callable[..., Any], active: NDArray[np.int64], seen: Sequence[NDArray[np.float32]], *arguments: object
 ) -> list[Any]:
     """Call ``loop`` on each run of the active voxels, and on what these see."""
-    return list(_threads().map(lambda part, sees: loop(part, sees, *arguments), _cut(active), seen))
+    return list(threads().map(lambda part, sees: loop(part, sees, *arguments), _cut(active), seen))
 
 
 def _cut(active: NDArray[np.int64]) -> list[NDArray[np.int64]]:
@@ -155,17 +149,15 @@ def linearize(
     seen = _seen(active, target.shape, *place)
     _, _, u, to_velocity, _, um_to_atlas = place
     field = u, to_velocity, um_to_atlas
-    runs = _in_runs(_linearized, active, seen, affine, target, weight, *field, *intensity)
-    objectives, nodes, gradients, halves = zip(*runs, strict=True)
+    runs = _in_runs(linearize_run, active, seen, affine, target, weight, *field, *intensity)
+    objectives, nodes, gradients, hessians = zip(*runs, strict=True)
     joined = _joined(nodes, (*u.shape[:3], 9))
-    upper = _added(halves)
-    hessian = upper + np.triu(upper, 1).T
     return (
         float(_added(objectives)),
         np.ascontiguousarray(joined[..., :3]),
         joined[..., 3:],
         _added(gradients),
-        hessian,
+        _added(hessians),
     )
 
 
@@ -179,8 +171,15 @@ def explain(target: NDArray[np.float32], *model: Any) -> NDArray[np.float32]:
     """
     place, intensity = model[:6], model[6:]
     maps = np.empty((4, *target.shape), dtype=np.float32)
-    every = np.arange(target.size)
-    _in_runs(_explained, every, _looked(every, target.shape, *place), target, *intensity, maps.reshape(4, -1))
+    look, flat = _looking(target.shape, *place), maps.reshape(4, -1)
+
+    def plane(z: int) -> None:
+        # A plane at a time: what all voxels see together would take as much room as the maps.
+        size = target[z].size
+        voxels = np.arange(z * size, (z + 1) * size)
+        _explained(voxels, look(voxels), target, *intensity, flat)
+
+    list(threads().map(plane, range(target.shape[0])))
     return maps
 
 
@@ -216,32 +215,30 @@ def _seen(
         return known.seen
     if known is None:
         weakref.finalize(active, _last.pop, id(active), None)
-    seen = _looked(active, shape, atlas, outside, u, *affines)
+    seen = list(threads().map(_looking(shape, atlas, outside, u, *affines), _cut(active)))
     _last[id(active)] = _Look(weakref.ref(atlas), weakref.ref(u), where, seen)
     return seen
 
 
-def _looked(
-    active: NDArray[np.int64],
+def _looking(
     shape: tuple[int, ...],
     atlas: NDArray[np.float32],
     outside: np.float32,
     u: NDArray[np.float32],
     *affines: NDArray[np.float64],
-) -> list[NDArray[np.float32]]:
-    """Look from the active voxels."""
-    seen = [np.empty((4, part.size), dtype=np.float32) for part in _cut(active)]
+) -> Callable[[NDArray[np.int64]], NDArray[np.float32]]:
+    """Return what tells, for voxels of a target of ``shape``, what they see: (4, n) as `_look` fills it."""
     # Vectors of four are read at once.
     four = np.pad(u, [(0, 0)] * 3 + [(0, 1)]).reshape(-1)
-    coefficients = atlas.reshape(-1)
+    coefficients, nx = atlas.reshape(-1), shape[2]
 
-    def look(active: NDArray[np.int64], seen: NDArray[np.float32]) -> None:
-        nx = shape[2]
+    def look(active: NDArray[np.int64]) -> NDArray[np.float32]:
+        seen = np.empty((4, active.size), dtype=np.float32)
         scratch = np.empty(12 * nx, dtype=np.float32), np.empty((3, nx))
         _look(active, shape, coefficients, atlas.shape, outside, four, u.shape[:3], *affines, *scratch, seen)
+        return seen
 
-    _in_runs(look, active, seen)
-    return seen
+    return look
 
 
 def _joined(slabs: Sequence[tuple[int, NDArray[Any]]], shape: tuple[int, ...]) -> NDArray[Any]:
@@ -271,7 +268,7 @@ def _evaluated(active: NDArray[np.int64], seen: NDArray[np.float32], target: Any
     return sums, (first, moments)
 
 
-def _linearized(
+def linearize_run(
     active: NDArray[np.int64],
     seen: NDArray[np.float32],
     affine: bool,
@@ -282,19 +279,20 @@ def _linearized(
     um_to_atlas: NDArray[np.float64],
     *intensity: Any,
 ) -> Any:
-    """`linearize` of one run: gradient and Hessian at nodes from the z that is returned, the affine's Hessian half."""
+    """`linearize` of one run: gradient and Hessian at nodes from the z that is returned."""
     *slopes, offset = to_velocity[0, :4].tolist()
     first, last = _nodes_of(active, target.shape, slopes, offset, u.shape[0])
     nodes = np.zeros((min(last + 2, u.shape[0]) - first, *u.shape[1:3], 9), dtype=np.float32)
-    gradient, hessian = np.zeros(12), np.zeros((12, 12))
+    _, ny, nx = target.shape
     images = target.reshape(-1), weight.reshape(-1), target.shape
-    scratch = *_scratch(target, intensity[0]), np.empty(9 * target.shape[2], dtype=np.float32)
-    turned = np.empty((3, 3)), np.empty((9, 3))
+    scratch = *_scratch(target, intensity[0]), np.empty(9 * nx, dtype=np.float32), np.empty((3, 3))
+    row, end = (active[[0, -1]] // nx + (0, 1)).tolist() if affine and active.size else (0, 0)
+    sums = np.zeros((end - row, 9, 3))
     data = _linearize(
-        active, seen, affine, *images, u, to_velocity, um_to_atlas, *intensity, *scratch, *turned, first,
-        nodes.reshape(-1), gradient, hessian,
+        active, seen, affine, *images, u, to_velocity, um_to_atlas, *intensity, *scratch, first, nodes.reshape(-1),
+        row, sums,
     )  # fmt: skip
-    return data, (first, nodes), gradient, hessian
+    return data, (first, nodes), *affine_derivatives(row, ny, sums)
 
 
 def _explained(active: NDArray[np.int64], seen: NDArray[np.float32], target: Any, *arguments: Any) -> None:
@@ -369,9 +367,9 @@ def _evaluate(  # type: ignore[no-untyped-def]
 @njit(**LOOP)
 def _linearize(  # type: ignore[no-untyped-def]
     active, seen, affine, target, weight, shape, u, to_velocity, um_to_atlas, c, to_contrast, scale, m,
-    near, grey, predicted, rise, posterior, pull, turn, sums, first, nodes, gradient, hessian,
+    near, grey, predicted, rise, posterior, pull, turn, first, nodes, row, sums,
 ):  # fmt: skip
-    """Add to ``nodes`` (flat, from z ``first`` on), ``gradient`` and ``hessian``, and return the objective."""
+    """Add to ``nodes`` (flat, from z ``first`` on) and ``sums`` (from ``row`` on), and return the objective."""
     _, ny, nx = shape
     grid = (u.shape[0], u.shape[1], u.shape[2])
     data = 0.0
@@ -390,7 +388,7 @@ def _linearize(  # type: ignore[no-untyped-def]
         find_pull(n, j, w, scale, um_to_atlas, 2 * m[1], slopes, grey, predicted, rise, posterior, pull)
         add_to_nodes(n, z, y, x, grid, to_velocity, first, pull, nodes)
         if affine:
-            add_to_affine(n, z, y, x, u, to_velocity, pull, turn, sums, gradient, hessian)
+            add_to_affine(n, z, y, x, u, to_velocity, pull, turn, sums[z * ny + y - row])
         item += n
     return data
 

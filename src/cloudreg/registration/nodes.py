@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from cloudreg.registration.sampling import VALUE_KEEPING, cell, slopes_at, vector_at
+from cloudreg.registration.sampling import VALUE_KEEPING, cell, component_at, slopes_at
 
 # One thread: a velocity grid is small, and handing its loops to threads costs more than they take on a busy machine.
 _LOOP = {"cache": True, "nogil": True, "fastmath": VALUE_KEEPING}
@@ -23,19 +23,16 @@ def push(u, field, change, field_change, spacing):  # type: ignore[no-untyped-de
     for z in range(nz):
         for y in range(ny):
             for x in range(nx):
-                pz = z + u[z, y, x, 0] / spacing[0]
-                py = y + u[z, y, x, 1] / spacing[1]
-                px = x + u[z, y, x, 2] / spacing[2]
-                iz, fz, free_z = cell(pz, nz)
-                iy, fy, free_y = cell(py, ny)
-                ix, fx, free_x = cell(px, nx)
+                iz, fz, free_z = cell(z + u[z, y, x, 0] / spacing[0], nz)
+                iy, fy, free_y = cell(y + u[z, y, x, 1] / spacing[1], ny)
+                ix, fx, free_x = cell(x + u[z, y, x, 2] / spacing[2], nx)
                 cz = change[z, y, x, 0] / spacing[0] * free_z
                 cy = change[z, y, x, 1] / spacing[1] * free_y
                 cx = change[z, y, x, 2] / spacing[2] * free_x
-                moved = vector_at(field_change, pz, py, px)
                 for k in range(3):
+                    moved = component_at(field_change, iz, iy, ix, fz, fy, fx, k)
                     dz, dy, dx = slopes_at(field, iz, iy, ix, fz, fy, fx, k)
-                    result[z, y, x, k] = change[z, y, x, k] + moved[k] + dz * cz + dy * cy + dx * cx
+                    result[z, y, x, k] = change[z, y, x, k] + moved + dz * cz + dy * cy + dx * cx
     return result
 
 
@@ -71,15 +68,11 @@ def gather(u, field, spacing):  # type: ignore[no-untyped-def]  # noqa: ANN001, 
     for z in range(nz):
         for y in range(ny):
             for x in range(nx):
-                rz, ry, rx = vector_at(
-                    field,
-                    z + u[z, y, x, 0] / spacing[0],
-                    y + u[z, y, x, 1] / spacing[1],
-                    x + u[z, y, x, 2] / spacing[2],
-                )
-                result[z, y, x, 0] = rz
-                result[z, y, x, 1] = ry
-                result[z, y, x, 2] = rx
+                iz, fz, _ = cell(z + u[z, y, x, 0] / spacing[0], nz)
+                iy, fy, _ = cell(y + u[z, y, x, 1] / spacing[1], ny)
+                ix, fx, _ = cell(x + u[z, y, x, 2] / spacing[2], nx)
+                for k in range(3):
+                    result[z, y, x, k] = component_at(field, iz, iy, ix, fz, fy, fx, k)
     return result
 
 
@@ -138,23 +131,23 @@ def smallest_determinant(u, spacing):  # type: ignore[no-untyped-def]  # noqa: A
 
 
 @njit(**_LOOP)
-def invert(u, spacing, start, refine):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN201
+def invert(u, spacing, refine):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN201
     """Displacement of the inverse map, by fixed-point iteration at each of its nodes."""
     nz, ny, nx, _ = u.shape
     mz, my, mx = refine * (nz - 1) + 1, refine * (ny - 1) + 1, refine * (nx - 1) + 1
-    result = np.empty((mz, my, mx, 3), dtype=np.float32)
+    result = np.zeros((mz, my, mx, 3), dtype=np.float32)
     for z in range(mz):
         for y in range(my):
             for x in range(mx):
-                hz, hy, hx = z / refine, y / refine, x / refine
-                vz, vy, vx = vector_at(start, hz, hy, hx)
                 for _ in range(200):
-                    tz, ty, tx = vector_at(u, hz + vz / spacing[0], hy + vy / spacing[1], hx + vx / spacing[2])
-                    change = abs(vz + tz) / spacing[0] + abs(vy + ty) / spacing[1] + abs(vx + tx) / spacing[2]
-                    vz, vy, vx = -tz, -ty, -tx
+                    iz, fz, _ = cell(z / refine + result[z, y, x, 0] / spacing[0], nz)
+                    iy, fy, _ = cell(y / refine + result[z, y, x, 1] / spacing[1], ny)
+                    ix, fx, _ = cell(x / refine + result[z, y, x, 2] / spacing[2], nx)
+                    change = 0.0
+                    for k in range(3):
+                        there = component_at(u, iz, iy, ix, fz, fy, fx, k)
+                        change += abs(result[z, y, x, k] + there) / spacing[k]
+                        result[z, y, x, k] = -there
                     if change < 1e-5:
                         break
-                result[z, y, x, 0] = vz
-                result[z, y, x, 1] = vy
-                result[z, y, x, 2] = vx
     return result

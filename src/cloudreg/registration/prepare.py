@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from cloudreg.errors import InputError
 from cloudreg.execution import Engine
 from cloudreg.io import Volume, read_resampled
-from cloudreg.registration.levels import Image, otsu_threshold
+from cloudreg.registration.levels import Image, otsu_threshold, thinned
 from cloudreg.space import Grid
 
 _BRIGHTEST = 1.6
@@ -78,7 +78,7 @@ def prepare(
         raise InputError(f"the {name} has the same value {values.min():g} everywhere: check the path and the channel")
     weight = observed if missing_data else np.ones_like(observed)
     seen = observed > 0
-    threshold = otsu_threshold(values[seen])
+    threshold = otsu_threshold(thinned(values)[thinned(seen)])
     if missing_data and _zeros_are_background(values, observed, threshold):
         weight = np.ones_like(observed)
         for lost in _lost_planes(values, threshold):
@@ -90,8 +90,9 @@ def prepare(
     used = weight > 0
     if not used.any():
         raise InputError(f"nothing of the {name} has any weight: check the mask")
-    background = float(np.median(mean[used & (mean < threshold)])) if (used & (mean < threshold)).any() else 0.0
-    tissue = mean[used & (mean >= threshold)]
+    greys = thinned(mean)[thinned(used)]
+    dark, tissue = greys[greys < threshold], greys[greys >= threshold]
+    background = float(np.median(dark)) if dark.size else 0.0
     bright = float(np.quantile(tissue, 0.95)) if tissue.size else float(mean.max())
     if not bright > background:
         raise InputError(f"the {name} has no tissue brighter than its background: check the channel")

@@ -324,7 +324,7 @@ def _finish(solution: Solution, scales: Scales, biases: dict[int, BiasField], *,
     fit, grid = solution.fit, solution.velocity_grid
     inverse = fit.flow.displacement
     spacing = fit.flow.spacing
-    fine = invert(inverse, spacing, -inverse)
+    fine = invert(inverse, spacing)
     half = [v / 2 for v in grid.voxel_size_um]
     fine_grid = Grid.from_spacing(fine.shape[:3], half, grid.origin_um.tolist())
     transform = Transform(

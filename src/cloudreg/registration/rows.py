@@ -31,10 +31,12 @@ arrays one by one, flat, and makes none: whatever is packed, made or reshaped is
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
 from numba import njit
+from numpy.typing import NDArray
 
 from cloudreg.registration.sampling import VALUE_KEEPING, cell, slopes_at, spline_weights
 
@@ -362,16 +364,12 @@ def add_to_nodes(n, z, y, x, shape, to_velocity, first, pull, nodes):
 
 
 @njit(**_STAGE)
-def add_to_affine(n, z, y, x, u, to_velocity, pull, turn, sums, gradient, hessian):
-    """Add the derivatives by the affine to (12,) and the upper half of (12, 12).
+def add_to_affine(n, z, y, x, u, to_velocity, pull, turn, sums):
+    """Add what the derivatives by the affine need of the row to ``sums`` (9, 3): see `affine_derivatives`.
 
-    The affine moves x in x + u(x), so that the prediction changes by q (id + Du) dx. As only x varies in a row, its
-    sums by 1, x and x^2 hold all of it. ``turn`` (3, 3) and ``sums`` (9, 3) are scratch.
+    The affine moves x in x + u(x), so that the prediction changes by q (id + Du) dx. ``turn`` (3, 3) is scratch.
     """
     nz, ny, nx, _ = u.shape
-    for k in range(9):
-        for power in range(3):
-            sums[k, power] = 0.0
     z0 = to_velocity[0, 0] * z + to_velocity[0, 1] * y + to_velocity[0, 3]
     y0 = to_velocity[1, 0] * z + to_velocity[1, 1] * y + to_velocity[1, 3]
     x0 = to_velocity[2, 0] * z + to_velocity[2, 1] * y + to_velocity[2, 3]
@@ -405,19 +403,37 @@ def add_to_affine(n, z, y, x, u, to_velocity, pull, turn, sums, gradient, hessia
                 sums[pair, 1] += s * place
                 sums[pair, 2] += s * place * place
                 pair += 1
-    pair = 3
-    for a in range(3):
-        for p in range(4):
-            gradient[4 * a + p] += _held(p, z, y) * sums[a, int(p == 2)]
-        for b in range(a, 3):
-            for p in range(4):
-                for q in range(p if a == b else 0, 4):
-                    held = _held(p, z, y) * _held(q, z, y)
-                    hessian[4 * a + p, 4 * b + q] += held * sums[pair, int(p == 2) + int(q == 2)]
-            pair += 1
 
 
-@njit(**_STAGE)
-def _held(p, z, y):  # noqa: ANN202
-    """Return component p of (z, y, x, 1) along a row, but for x, which varies: 1."""
-    return float(z) if p == 0 else float(y) if p == 1 else 1.0
+def affine_derivatives(
+    first: int, ny: int, sums: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return the derivatives by the affine from what `add_to_affine` left of each row of the target.
+
+    Parameters
+    ----------
+    first
+        Row that ``sums`` begins with: z ny + y.
+    ny
+        Rows of a plane.
+    sums
+        (rows, 9, 3) float64: sums times 1, x and x^2 along each row, of the derivatives by atlas position (z, y, x) and
+        of their curvature (zz, zy, zx, yy, yx, xx). As only x varies in a row, these hold all of it.
+
+    Returns
+    -------
+    gradient, hessian : ndarray, shapes (12,) and (12, 12)
+        As from `cloudreg.registration.kernels.linearize`.
+    """
+    z, y = np.divmod(first + np.arange(len(sums)), ny)
+    # A column of the matrix counts as often as z, y, x or 1; x is in the sums.
+    held = np.stack([z, y, np.ones_like(z), np.ones_like(z)]).astype(float)
+    power = (0, 0, 1, 0)
+    gradient, hessian = np.zeros((3, 4)), np.zeros((3, 4, 3, 4))
+    for p in range(4):
+        gradient[:, p] = held[p] @ sums[:, :3, power[p]]
+        for q in range(4):
+            second = (held[p] * held[q]) @ sums[:, 3:, power[p] + power[q]]
+            for (a, b), value in zip(itertools.combinations_with_replacement(range(3), 2), second, strict=True):
+                hessian[a, p, b, q] = hessian[b, q, a, p] = value
+    return gradient.reshape(12), hessian.reshape(12, 12)

@@ -1,8 +1,8 @@
 """How far to trust a registration, region by region.
 
-The atlas is sampled at the resolution of the fit. Each sample is taken to where the map puts it on the target, and
-asked what the fit found there: was it observed, does it look like the atlas, how far off is the predicted grey, how
-much was it swollen.
+The atlas is sampled at the resolution of the fit, or at half of the solver's unit if that is coarser. Each sample is
+taken to where the map puts it on the target, and asked what the fit found there: was it observed, does it look like the
+atlas, how far off is the predicted grey, how much was it swollen.
 """
 
 from __future__ import annotations
@@ -94,7 +94,8 @@ def region_trust(registration: Registration, atlas: Atlas) -> list[RegionTrust]:
     if atlas.labels is None:
         return []
     full = atlas.labels.grid
-    factors = [max(1, round(max(registration.target_grid.voxel_size_um) / v)) for v in full.voxel_size_um]
+    apart = max(registration.scales.unit / 2, *registration.target_grid.voxel_size_um)
+    factors = [max(1, round(apart / v)) for v in full.voxel_size_um]
     middle = [factor // 2 for factor in factors]
     every = tuple(slice(first, None, factor) for first, factor in zip(middle, factors, strict=True))
     growth = np.log(np.clip(jacobian_determinant(registration.transform.to_target), 1e-3, None))
