@@ -177,7 +177,7 @@ def explain(target: NDArray[np.float32], *model: Any) -> NDArray[np.float32]:
         # A plane at a time: what all voxels see together would take as much room as the maps.
         size = target[z].size
         voxels = np.arange(z * size, (z + 1) * size)
-        _explained(voxels, look(voxels), target, *intensity, flat)
+        _explained(voxels, look(voxels, np.empty((4, size), dtype=np.float32)), target, *intensity, flat)
 
     list(threads().map(plane, range(target.shape[0])))
     return maps
@@ -213,9 +213,14 @@ def _seen(
     where = b"".join(affine.tobytes() for affine in affines)
     if known is not None and known.atlas() is atlas and known.u() is u and known.affines == where:
         return known.seen
+    parts = _cut(active)
     if known is None:
         weakref.finalize(active, _last.pop, id(active), None)
-    seen = list(threads().map(_looking(shape, atlas, outside, u, *affines), _cut(active)))
+        room = [np.empty((4, part.size), dtype=np.float32) for part in parts]
+    else:
+        # What was seen last serves no more; new memory would take longer to get than to fill.
+        room = known.seen
+    seen = list(threads().map(_looking(shape, atlas, outside, u, *affines), parts, room))
     _last[id(active)] = _Look(weakref.ref(atlas), weakref.ref(u), where, seen)
     return seen
 
@@ -226,14 +231,13 @@ def _looking(
     outside: np.float32,
     u: NDArray[np.float32],
     *affines: NDArray[np.float64],
-) -> Callable[[NDArray[np.int64]], NDArray[np.float32]]:
-    """Return what tells, for voxels of a target of ``shape``, what they see: (4, n) as `_look` fills it."""
+) -> Callable[[NDArray[np.int64], NDArray[np.float32]], NDArray[np.float32]]:
+    """Return what fills an array (4, n) with what n voxels of a target of ``shape`` see, as `_look` does."""
     # Vectors of four are read at once.
     four = np.pad(u, [(0, 0)] * 3 + [(0, 1)]).reshape(-1)
     coefficients, nx = atlas.reshape(-1), shape[2]
 
-    def look(active: NDArray[np.int64]) -> NDArray[np.float32]:
-        seen = np.empty((4, active.size), dtype=np.float32)
+    def look(active: NDArray[np.int64], seen: NDArray[np.float32]) -> NDArray[np.float32]:
         scratch = np.empty(12 * nx, dtype=np.float32), np.empty((3, nx))
         _look(active, shape, coefficients, atlas.shape, outside, four, u.shape[:3], *affines, *scratch, seen)
         return seen
