@@ -127,9 +127,9 @@ _EMLDDMM: dict[str, list] = {
 }
 """Lengths are um, grey values are in units of the image's mean.
 
-Levels, order, priors and ``n_e_step`` are those of emlddmm's own examples. The rest depends on units and grey values and
-was chosen on *easy* 3, with the truth at hand: steps some times as long diverge, and so does the finest level with those
-of the coarsest.
+Levels, order, priors and ``n_e_step`` are those of emlddmm's own examples. The rest depends on units and grey values
+and was chosen on *easy* 3, with the truth at hand. Steps six times as long diverge; at the finest level those of the
+coarsest undo what was found.
 """
 
 
