@@ -333,6 +333,14 @@ def test_help_answers_at_once():
 # Each command on a small volume
 
 
+def test_a_registration_does_not_wait_for_what_stitches_tiles():
+    code = "import sys, cloudreg.commands; from cloudreg.registration import register_volume; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    imported = set(done.stdout.split())
+    assert "cloudreg.registration.register" in imported
+    assert imported.isdisjoint({"cloudreg.stitching", "cloudreg.flatfield.estimate", "cloudreg.viewer"})
+
+
 def test_info_says_what_a_path_holds(cloudreg, raw, target, registration):
     assert "1 x 2 cells, 2 scanned" in cloudreg("info", raw)[1]
     assert "40 x 36 x 44" in cloudreg("info", target)[1]

@@ -26,3 +26,30 @@ def convert(tmp_path):
 def test_the_first_run_on_a_machine_says_once_that_it_compiles_and_the_second_does_not(convert):
     assert convert("first.ome.zarr").count("compiling") == 1
     assert "compiling" not in convert("second.ome.zarr")
+
+
+GARBAGE = """
+import gc
+from numba import njit
+from numba.core import event
+from cloudreg.execution.compiling import say_when_compiling
+
+say_when_compiling()
+
+class Listener(event.Listener):
+    def on_start(self, event):
+        print(gc.isenabled())
+
+    def on_end(self, event):
+        pass
+
+event.register("numba:compile", Listener())
+print(gc.isenabled())
+njit(lambda x: x + 1)(1)
+print(gc.isenabled())
+"""
+
+
+def test_no_garbage_is_collected_while_something_is_compiled_and_afterwards_it_is_again():
+    done = subprocess.run([sys.executable, "-c", GARBAGE], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["True", "False", "True"]

@@ -31,6 +31,14 @@ def test_scale_and_offset_of_the_camera_do_not_matter():
     np.testing.assert_allclose(first.values, second.values, atol=1e-4)
 
 
+def test_of_a_large_image_some_voxels_tell_the_greys_of_all():
+    small = camera(brain())
+    large = np.kron(small, np.ones((5, 5, 5)))
+    assert large.size > 2**21
+    expected = np.kron(prepared(small).values, np.ones((5, 5, 5)))
+    np.testing.assert_allclose(prepared(large).values, expected, atol=0.02)
+
+
 def test_a_saturated_blob_does_not_set_the_scale():
     values = camera(brain())
     blob = values.copy()

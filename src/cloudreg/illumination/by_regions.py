@@ -24,7 +24,6 @@ from scipy import ndimage
 
 from cloudreg.errors import InputError
 from cloudreg.execution import Engine
-from cloudreg.flatfield.fit import evidence_average
 from cloudreg.illumination.field import BiasField
 from cloudreg.io import Volume, read_resampled
 from cloudreg.settings import IlluminationSettings
@@ -122,6 +121,8 @@ def fit_field(log: Array, region: Array, functions: Array) -> NDArray[np.float64
     ndarray
         (functions,), the coefficients.
     """
+    from cloudreg.flatfield.fit import evidence_average
+
     degrees = np.array([sum(order) for order in _ORDERS])
     usual = np.array([(size * fall ** (degrees - 1.0)) ** -2 for size, fall in itertools.product(_SIZES, _FALLS)])
     coefficients = np.zeros(len(functions))
