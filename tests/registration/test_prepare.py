@@ -3,6 +3,7 @@ import pytest
 
 from brains import VOXEL_UM, brain
 from cloudreg.errors import InputError
+from cloudreg.registration.levels import thinned
 from cloudreg.registration.prepare import prepare
 from cloudreg.space import Grid
 
@@ -37,6 +38,13 @@ def test_of_a_large_image_some_voxels_tell_the_greys_of_all():
     assert large.size > 2**21
     expected = np.kron(prepared(small).values, np.ones((5, 5, 5)))
     np.testing.assert_allclose(prepared(large).values, expected, atol=0.02)
+
+
+def test_a_large_image_of_which_next_to_nothing_was_observed_is_normalised_by_that():
+    values = np.zeros((150, 150, 150))
+    values[75, 75, :3] = (100, 900, 1000)
+    np.testing.assert_array_equal(thinned(values), 0)
+    assert prepared(values).values[75, 75, 1] > 0.5
 
 
 def test_a_saturated_blob_does_not_set_the_scale():

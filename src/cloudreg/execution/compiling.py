@@ -18,7 +18,10 @@ from cloudreg.execution.progress import say
 
 
 class _Announcer(event.Listener):  # type: ignore[misc]
-    """Acts at the first compilation; what comes from the cache is no compilation."""
+    """Acts at the first compilation, and keeps garbage uncollected during each.
+
+    What comes from the cache is no compilation.
+    """
 
     def __init__(self, ahead: str | None) -> None:
         self.ahead = ahead
@@ -44,7 +47,7 @@ class _Announcer(event.Listener):  # type: ignore[misc]
 
 @cache
 def say_when_compiling(ahead: str | None = None) -> None:
-    """Say once, from now on, that numba compiles.
+    """Say once, from now on, that numba compiles, and collect no garbage while it does.
 
     Parameters
     ----------

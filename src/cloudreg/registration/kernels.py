@@ -220,6 +220,7 @@ def _seen(
     else:
         # What was seen last serves no more; new memory would take longer to get than to fill.
         room = known.seen
+        _last[id(active)] = known._replace(affines=b"")
     seen = list(threads().map(_looking(shape, atlas, outside, u, *affines), parts, room))
     _last[id(active)] = _Look(weakref.ref(atlas), weakref.ref(u), where, seen)
     return seen
