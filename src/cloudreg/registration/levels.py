@@ -18,8 +18,8 @@ from cloudreg.registration.backend import Backend, Field, backend_of
 from cloudreg.registration.sampling import SPLINE_MARGIN
 from cloudreg.space import Grid
 
-_ENOUGH = 2**21
-"""Voxels that tell a threshold."""
+_ENOUGH, _FEW = 2**21, 10_000
+"""Voxels that tell a threshold, and so few that they don't if there are more."""
 
 
 @dataclass(frozen=True)
@@ -83,8 +83,7 @@ class Image:
         """Where there is tissue, (z, y, x) bool: above Otsu's threshold of the smoothed image."""
         backend = backend_of(self.values)
         smooth = backend.smoothed(self.values, (1.0,) * 3, "reflect", 4.0)
-        sample, weight = (backend.fetch(thinned(array)) for array in (smooth, self.weight))
-        return smooth > otsu_threshold(sample[weight > 0])
+        return smooth > otsu_threshold(greys_of(smooth, self.weight > 0))
 
     def slices_with_tissue(self, axis: int) -> NDArray[np.int64]:
         """Return how many voxels of foreground each slice across an axis has.
@@ -227,3 +226,10 @@ def thinned(array: Field) -> Field:
     while gcd(step, int(np.prod(array.shape[1:]))) > 1:
         step += 1
     return flat[::step]
+
+
+def greys_of(values: Field, where: Field) -> NDArray[np.float32]:
+    """Return the values where a mask is true, in the main memory: of a large image a sample, if that has enough."""
+    fetch = backend_of(values).fetch
+    sample = fetch(thinned(values))[fetch(thinned(where))]
+    return np.asarray(sample if sample.size >= _FEW else fetch(values)[fetch(where)])

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from cloudreg.errors import InputError
 from cloudreg.execution import Engine
 from cloudreg.io import Volume, read_resampled
-from cloudreg.registration.levels import Image, otsu_threshold, thinned
+from cloudreg.registration.levels import Image, greys_of, otsu_threshold
 from cloudreg.space import Grid
 
 _BRIGHTEST = 1.6
@@ -20,9 +20,6 @@ as in most images: a few bright layers of a Nissl stain would else leave the res
 
 _LEAST_KNEE = 0.01
 """The smallest grey at which the compression bends: below lies the noise of the background."""
-
-_FEW = 10_000
-"""Grey values that are too few to tell their quantiles, if there are more."""
 
 _GAP = 0.06
 """Gaps between labels that are closed, in sides of a cube as large as what is labelled."""
@@ -81,7 +78,7 @@ def prepare(
         raise InputError(f"the {name} has the same value {values.min():g} everywhere: check the path and the channel")
     weight = observed if missing_data else np.ones_like(observed)
     seen = observed > 0
-    threshold = otsu_threshold(_greys(values, seen))
+    threshold = otsu_threshold(greys_of(values, seen))
     if missing_data and _zeros_are_background(values, observed, threshold):
         weight = np.ones_like(observed)
         for lost in _lost_planes(values, threshold):
@@ -93,7 +90,7 @@ def prepare(
     used = weight > 0
     if not used.any():
         raise InputError(f"nothing of the {name} has any weight: check the mask")
-    greys = _greys(mean, used)
+    greys = greys_of(mean, used)
     dark, tissue = greys[greys < threshold], greys[greys >= threshold]
     background = float(np.median(dark)) if dark.size else 0.0
     bright = float(np.quantile(tissue, 0.95)) if tissue.size else float(mean.max())
@@ -105,12 +102,6 @@ def prepare(
         normalised = _compressed(normalised, middle)
     normalised = np.clip(normalised, -0.5, _BRIGHTEST).astype(np.float32)
     return Image(np.where(used, normalised, 0).astype(np.float32), weight.astype(np.float32), grid)
-
-
-def _greys(values: NDArray[np.float32], where: NDArray[np.bool_]) -> NDArray[np.float32]:
-    """Return the values where a mask is true, of a large image a sample, unless that has next to none of them."""
-    sample = thinned(values)[thinned(where)]
-    return sample if sample.size >= _FEW else values[where]
 
 
 def _compressed(values: NDArray[np.float32], middle: float) -> NDArray[np.float32]:
