@@ -180,6 +180,22 @@ def test_what_was_seen_is_kept_no_longer_than_the_voxels(case):
     assert len(kernels._last) == kept
 
 
+def test_what_was_seen_serves_no_more_once_looking_elsewhere_has_failed(case, monkeypatch):
+    from cloudreg.registration import kernels
+
+    problem, fit = case
+    expected = problem.evaluate(fit).data
+
+    def failing(*arguments):
+        arguments[-1][:] = 0
+        raise RuntimeError("stopped")
+
+    with monkeypatch.context() as broken, pytest.raises(RuntimeError):
+        broken.setattr(kernels, "_look", failing)
+        problem.evaluate(replace(fit, to_atlas=1.01 * fit.to_atlas))
+    assert problem.evaluate(fit).data == expected
+
+
 def test_sums_do_not_depend_on_the_number_of_threads(case, monkeypatch):
     from concurrent.futures import ThreadPoolExecutor
 
