@@ -197,36 +197,31 @@ def test_the_same_again_is_the_same_and_a_start_from_the_folder_finds_it_again(f
     assert np.median(apart) < 0.1 * VOXEL_UM
 
 
-def test_a_template_that_shows_a_head_is_left_its_labelled_brain(files, engine, tmp_path, caplog):
+def registered_to_head(files, labels, engine, tmp_path):
+    """Register the target to a head of which the brain has labels; return that, and the truth and what was found."""
     values, grid = head()
     margin = (values.shape[0] - SHAPE[0]) // 2
-    write_volume(str(tmp_path / "head.ome.zarr"), values, grid, orientation="asr")
-    labels = np.pad(labels_of(brain()), margin)
-    write_volume(str(tmp_path / "labels.ome.zarr"), labels, grid, kind="labels", orientation="asr")
-    shown = load_atlas(template=tmp_path / "head.ome.zarr", labels=tmp_path / "labels.ome.zarr")
-    target = open_volume(str(files / "target.ome.zarr"))
-    registration = register_volume(target, shown, SETTINGS, engine=engine)
-    index = np.argwhere(target.read() > 500)
-    truth = np.load(files / "truth.npy")[tuple(index.T)]
-    found, _ = registration.transform.target_to_atlas(TARGET_GRID.index_to_um(index))
-    assert np.median(np.linalg.norm(found - truth, axis=1)) < 0.3 * VOXEL_UM
-    assert not any("voxel size" in doubt for doubt in registration.figures["doubts"])
-
-
-def test_what_the_labels_of_a_head_leave_out_of_its_brain_is_told_by_the_target(files, engine, tmp_path):
-    values, grid = head()
-    margin = (values.shape[0] - SHAPE[0]) // 2
-    labels = labels_of(brain())
-    # As labels of grey matter know nothing of the brain stem: a third of the brain, open below.
-    labels[14:32, 14:, 13:27] = 0
     write_volume(str(tmp_path / "head.ome.zarr"), values, grid, orientation="asr")
     write_volume(str(tmp_path / "labels.ome.zarr"), np.pad(labels, margin), grid, kind="labels", orientation="asr")
     shown = load_atlas(template=tmp_path / "head.ome.zarr", labels=tmp_path / "labels.ome.zarr")
     target = open_volume(str(files / "target.ome.zarr"))
     registration = register_volume(target, shown, SETTINGS, engine=engine)
     index = np.argwhere(target.read() > 500)
-    truth = np.load(files / "truth.npy")[tuple(index.T)]
     found, _ = registration.transform.target_to_atlas(TARGET_GRID.index_to_um(index))
+    return registration, np.load(files / "truth.npy")[tuple(index.T)], found
+
+
+def test_a_template_that_shows_a_head_is_left_its_labelled_brain(files, engine, tmp_path):
+    registration, truth, found = registered_to_head(files, labels_of(brain()), engine, tmp_path)
+    assert np.median(np.linalg.norm(found - truth, axis=1)) < 0.3 * VOXEL_UM
+    assert not any("voxel size" in doubt for doubt in registration.figures["doubts"])
+
+
+def test_what_the_labels_of_a_head_leave_out_of_its_brain_is_told_by_the_target(files, engine, tmp_path):
+    labels = labels_of(brain())
+    # As labels of grey matter know nothing of the brain stem: a third of the brain, open below.
+    labels[14:32, 14:, 13:27] = 0
+    _, truth, found = registered_to_head(files, labels, engine, tmp_path)
     error = np.linalg.norm(found - truth, axis=1) / VOXEL_UM
     left_out = labels[tuple(np.rint(truth / VOXEL_UM).astype(int).clip(0, np.array(SHAPE) - 1).T)] == 0
     assert np.median(error) < 0.15
