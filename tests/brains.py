@@ -2,8 +2,10 @@
 
 import numpy as np
 from scipy.ndimage import binary_dilation, gaussian_filter, map_coordinates
+from scipy.spatial import cKDTree
 
 from cloudreg.registration.levels import Image
+from cloudreg.registration.prepare import prepare
 from cloudreg.space import Grid
 
 VOXEL_UM = 200.0
@@ -53,6 +55,24 @@ def warped(values, grid, linear, shift_um, field):
     return seen.reshape(grid.shape).astype(np.float32), truth.reshape(*grid.shape, 3)
 
 
+def regions(count=60, seed=1):
+    """A blob's regions, (z, y, x) numbered from 1, 0 outside: what is nearest to one of so many places."""
+    inside = brain() > 0.3
+    places = np.argwhere(inside)
+    places = places[np.random.default_rng(seed).choice(len(places), count, replace=False)]
+    _, nearest = cKDTree(places).query(np.argwhere(inside))
+    numbers = np.zeros(SHAPE, dtype=np.int32)
+    numbers[inside] = 1 + nearest
+    return numbers
+
+
+def stain(numbers, seed=3):
+    """An image of regions each of which has a grey of its own."""
+    greys = np.random.default_rng(seed).uniform(0.35, 1, numbers.max() + 1)
+    greys[0] = 0
+    return gaussian_filter(greys[numbers], 0.6).astype(np.float32)
+
+
 def head(margin=14):
     """A brain with skull, skin and neck around it, and its place: as bright as the brain, and off its middle."""
     values = np.pad(brain(), margin)
@@ -78,3 +98,26 @@ def scanned_head(margin=18):
     values = np.where(bone, 1.6, np.where(flesh | neck, 0.8, 0.0))
     grid = Grid.from_spacing(inside.shape, (VOXEL_UM,) * 3, (-margin * VOXEL_UM,) * 3)
     return gaussian_filter(values, 0.6).astype(np.float32), grid
+
+
+def prepared(values, grid, name="target", missing_data=True):
+    return prepare(values, (values != 0).astype(np.float32), grid, name=name, missing_data=missing_data)
+
+
+def atlas_grid():
+    return Grid.from_spacing(SHAPE, (VOXEL_UM,) * 3)
+
+
+def mapped(solution, points_um):
+    fit = solution.fit
+    straight = points_um @ fit.to_atlas[:3, :3].T + fit.to_atlas[:3, 3]
+    node = solution.velocity_grid.um_to_index(straight).T
+    return straight + np.stack(
+        [map_coordinates(fit.flow.displacement[..., k], node, order=1, mode="nearest") for k in range(3)], axis=1
+    )
+
+
+def error_um(solution, grid, truth):
+    inside = map_coordinates(brain(), (truth.reshape(-1, 3) / VOXEL_UM).T, order=1).reshape(grid.shape) > 0.3
+    points = grid.index_to_um(np.argwhere(inside))
+    return np.linalg.norm(mapped(solution, points) - truth[inside], axis=1), inside

@@ -133,6 +133,11 @@ class RegistrationSettings(Settings):
     iterations: tuple[int, ...] = Field((8, 15, 25), description="largest number of Gauss-Newton steps per level")
     contrast_order: int = Field(3, ge=1, le=5, description="degree of the polynomial that maps atlas to target grey")
     contrast_spacing_um: float | None = Field(None, gt=0, description="distance of the contrast's nodes")
+    recolour: bool = Field(
+        True,
+        description="where the template's greys tell little of the target, give its regions the greys that they have "
+        "in the target, and go on with these",
+    )
     missing_data: bool = Field(True, description="give voxels that were not observed no weight")
     grid_correction: Literal["none", "z", "y", "x"] = Field(
         "none", description="take off the pattern that all planes across this axis have in common, as tiles leave it"

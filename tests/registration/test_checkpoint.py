@@ -104,6 +104,8 @@ def progress():
         [Energy(400.0, 1, "velocity", 1 / 3, 2 / 3, 1e-300, 1e17 / 3, 0.1)],
         [Pose("asr", affine / 7), Pose("pli", affine, 1 / 3)],
         [Cut(affine[0, :3], np.float64(1 / 3), 2.0, 0.5)],
+        (True, False),
+        1 / 3,
     )
 
 
@@ -116,6 +118,7 @@ def test_progress_is_kept_to_the_last_bit(tmp_path):
     after = checkpoint.load()
     assert [path.name for path in checkpoint.path.parent.iterdir()] == ["key.npz"]
     assert repr(after.energies) == repr(before.energies)
+    assert (after.recoloured, after.share) == (before.recoloured, before.share)
     assert after.levels == 2 and [i.mixture for i in after.intensities] == [i.mixture for i in before.intensities]
     for a, b in (
         (after.to_atlas, before.to_atlas),

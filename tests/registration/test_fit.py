@@ -3,24 +3,27 @@ import pytest
 from scipy.ndimage import map_coordinates
 from scipy.spatial.transform import Rotation
 
-from brains import SHAPE, VOXEL_UM, brain, displacement_field, head, image_of, warped
+from brains import (
+    SHAPE,
+    VOXEL_UM,
+    atlas_grid,
+    brain,
+    displacement_field,
+    error_um,
+    head,
+    image_of,
+    mapped,
+    prepared,
+    warped,
+)
 from cloudreg.registration.checkpoint import Checkpoint
 from cloudreg.registration.cuts import flat_faces
 from cloudreg.registration.fit import choose_scales, most_steps, solve
 from cloudreg.registration.pose import implausible
-from cloudreg.registration.prepare import prepare
 from cloudreg.settings import RegistrationSettings
 from cloudreg.space import Grid, axes_between, proper_orientations
 
 IDENTITY = [("asr", np.eye(3))]
-
-
-def prepared(values, grid, name="target", missing_data=True):
-    return prepare(values, (values != 0).astype(np.float32), grid, name=name, missing_data=missing_data)
-
-
-def atlas_grid():
-    return Grid.from_spacing(SHAPE, (VOXEL_UM,) * 3)
 
 
 def registered(target, grid, rotations=IDENTITY, template=None, checkpoint=None, **settings):
@@ -43,21 +46,6 @@ def test_levels_begin_where_the_brain_is_coarse_however_fine_they_end():
         assert most_steps(settings, count) == sum((8, 8, 8, 15, 25)[-count:])
     few = RegistrationSettings(resolution_um=0.25 * unit, levels=2)
     assert len(choose_scales(atlas, atlas.grid, atlas.grid, few).levels) == 2
-
-
-def mapped(solution, points_um):
-    fit = solution.fit
-    straight = points_um @ fit.to_atlas[:3, :3].T + fit.to_atlas[:3, 3]
-    node = solution.velocity_grid.um_to_index(straight).T
-    return straight + np.stack(
-        [map_coordinates(fit.flow.displacement[..., k], node, order=1, mode="nearest") for k in range(3)], axis=1
-    )
-
-
-def error_um(solution, grid, truth):
-    inside = map_coordinates(brain(), (truth.reshape(-1, 3) / VOXEL_UM).T, order=1).reshape(grid.shape) > 0.3
-    points = grid.index_to_um(np.argwhere(inside))
-    return np.linalg.norm(mapped(solution, points) - truth[inside], axis=1), inside
 
 
 @pytest.fixture(scope="module")

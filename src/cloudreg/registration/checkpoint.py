@@ -37,7 +37,7 @@ class Progress:
         How many; 0 where only the pose is known.
     to_atlas, motion, intensities
         See `cloudreg.registration.solver.Fit`; in the main memory.
-    energies, poses, cuts
+    energies, poses, cuts, recoloured, share
         See `cloudreg.registration.fit.Solution`.
     """
 
@@ -48,6 +48,8 @@ class Progress:
     energies: list[Energy]
     poses: list[Pose]
     cuts: list[Cut]
+    recoloured: tuple[bool, ...]
+    share: float | None
 
 
 class Checkpoint:
@@ -77,6 +79,8 @@ class Checkpoint:
             "energies": [asdict(energy) for energy in progress.energies],
             "poses": [asdict(pose) for pose in progress.poses],
             "cuts": [asdict(cut) for cut in progress.cuts],
+            "recoloured": progress.recoloured,
+            "share": progress.share,
         }
         self.path.parent.mkdir(parents=True, exist_ok=True)
         temporary = self.path.with_suffix(".new")
@@ -110,6 +114,8 @@ class Checkpoint:
             [Energy(**energy) for energy in rest["energies"]],
             [Pose(**{**pose, "to_atlas": np.array(pose["to_atlas"])}) for pose in rest["poses"]],
             [Cut(**{**cut, "normal": np.array(cut["normal"])}) for cut in rest["cuts"]],
+            tuple(rest["recoloured"]),
+            rest["share"],
         )
 
 

@@ -19,7 +19,7 @@ from cloudreg.registration.cuts import Cut
 from cloudreg.registration.levels import Image
 from cloudreg.registration.solver import Energy, Fit, Problem, fit_affine, fit_intensities
 
-_CLEAR = 0.2
+CLEAR = 0.2
 """A pose that wins by less than this (in log likelihood per voxel) is doubted, and turns in between are tried."""
 
 GIVEN = "given"
@@ -299,14 +299,14 @@ def _best_pose(
     poses = list(candidates)
     if len(poses) > 1:
         poses = _tried(search, start, poses, group, _MORE_STEPS)
-    if turn and poses[1].objective - poses[0].objective < _CLEAR:
+    if turn and poses[1].objective - poses[0].objective < CLEAR:
         between = [_turned(pose, vector, search) for pose in candidates for vector in _turns()]
         promising = _tried(search, start, between, group, _FIRST_STEPS)[:_PROMISING]
         poses = sorted(poses + _tried(search, start, promising, group, _MORE_STEPS), key=lambda p: p.objective)
     fitted = []
     distinct = _distinct(poses, search)
     # The runner-up is always fitted too: the margin says how sure the choice is.
-    hopeful = [p for k, p in enumerate(distinct) if k < 2 or p.objective < distinct[0].objective + _CLEAR]
+    hopeful = [p for k, p in enumerate(distinct) if k < 2 or p.objective < distinct[0].objective + CLEAR]
     for pose in hopeful[:_FINALISTS]:
         fit, energies = fit_affine(coarse, replace(start, to_atlas=pose.to_atlas), group, iterations=40)
         fitted.append((replace(pose, to_atlas=fit.to_atlas, objective=per_voxel(coarse, fit)), fit, energies))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cloudreg.atlas import Atlas
+from cloudreg.atlas.atlas import slabs
+from cloudreg.atlas.ids import distinct
 from cloudreg.errors import InputError, RegistrationFailedError
 from cloudreg.execution import Engine
 from cloudreg.execution.progress import say, track
@@ -19,12 +22,14 @@ from cloudreg.illumination import BiasField
 from cloudreg.io import Volume, read_resampled
 from cloudreg.registration.backend import backend_for
 from cloudreg.registration.checkpoint import Checkpoint, digest
+from cloudreg.registration.descent import Scales
 from cloudreg.registration.even import even_out
-from cloudreg.registration.fit import Scales, Solution, choose_scales, most_steps, solve
+from cloudreg.registration.fit import Solution, choose_scales, most_steps, solve
 from cloudreg.registration.flow import invert, jacobian_determinant
 from cloudreg.registration.levels import Image
-from cloudreg.registration.pose import MOST_ANISOTROPY, MOST_VOLUME, TIE, implausible, nearest_rotation
+from cloudreg.registration.pose import CLEAR, MOST_ANISOTROPY, MOST_VOLUME, TIE, Pose, implausible, nearest_rotation
 from cloudreg.registration.prepare import completed, labelled_part, prepare
+from cloudreg.registration.recolour import tells_little
 from cloudreg.registration.solver import Explanation
 from cloudreg.registration.within import brain_within, enclosed, near_the_brain, shows_more
 from cloudreg.run_folder import library_versions
@@ -149,6 +154,7 @@ def register_volume(
         _require_like_size(targets[0], templates[0])
 
     rotations = _rotations(target, atlas, settings)
+    regions = None if atlas.labels is None else cache(partial(_numbered_regions, atlas, templates[0].grid))
 
     def solved(
         targets: Sequence[Image],
@@ -156,11 +162,12 @@ def register_volume(
         scales: Scales,
         initial: NDArray[np.float64] | None,
         settings: RegistrationSettings = settings,
+        rotations: Sequence[tuple[str, NDArray[np.float64]]] = rotations,
     ) -> Solution:
         pairs = [(seen, template) for seen in targets for template in templates]
         checkpoint = None
         if work is not None:
-            values = settings.model_dump(mode="json"), scales, rotations, initial, library_versions()
+            values = settings.model_dump(mode="json"), scales, rotations, initial, regions is None, library_versions()
             checkpoint = Checkpoint(work, digest([*targets, *templates], *values))
         steps = most_steps(settings, len(scales.levels))
         with track("registering", steps, "steps") if steps else nullcontext(_silent) as advance:
@@ -170,6 +177,7 @@ def register_volume(
                 settings,
                 scales=scales,
                 more=pairs[1:],
+                regions=regions,
                 initial=None if initial is None else np.asarray(np.linalg.inv(initial), dtype=np.float64),
                 backend=backend,
                 checkpoint=checkpoint,
@@ -177,7 +185,7 @@ def register_volume(
                 advance=advance,
             )
 
-    solution = solved(targets, templates, scales, initial_affine)
+    solution, used = solved(targets, templates, scales, initial_affine), templates
     known = initial_affine is not None or settings.scale is not None
     if implausible(solution.fit.to_atlas) and not known and atlas.labels is not None:
         brains = [labelled_part(template, atlas.labels, engine) for template in templates]
@@ -192,7 +200,7 @@ def register_volume(
             ]
             second = solved(targets, whole, brain_scales, None)
             if not implausible(second.fit.to_atlas):
-                solution, scales = second, brain_scales
+                solution, scales, used = second, brain_scales, whole
     try:
         registration = _finish(solution, scales, biases)
     except RegistrationFailedError:
@@ -212,9 +220,28 @@ def register_volume(
         if implausible(second.fit.to_atlas):
             raise
         registration = _finish(second, scales, biases, within=True)
+    lettered = len(rotations) == 1 and not (known or settings.allow_mirror or registration.figures["within"])
+    if lettered and solution.share is not None and tells_little(solution.share):
+        say("the template's greys tell little of the target: is it turned as its letters say?")
+        every = [(name, axes_between(name, atlas.orientation)) for name in proper_orientations(atlas.orientation)]
+        turned = solved(targets, used, scales, None, settings.model_copy(update={"deform": False}), every)
+        better = _better_turned(rotations[0][0], turned.poses)
+        if better is not None:
+            registration.figures["doubts"].insert(
+                0, f"turned as {better} it looks more like the atlas than as {rotations[0][0]}: check the letters"
+            )
     for doubt in registration.figures["doubts"]:
         say(f"doubt: {doubt}")
     return registration
+
+
+def _better_turned(letters: str, poses: Sequence[Pose]) -> str | None:
+    """Return the letters of a pose that clearly explains the target better than those that were given."""
+    given = [pose.objective for pose in poses if pose.name.startswith(letters)]
+    best = poses[0]
+    clear = not given or min(given) - best.objective > CLEAR
+    # Poses between the 24 say so behind their letters.
+    return best.name.split()[0] if clear else None
 
 
 def _silent(steps: int) -> None:
@@ -303,6 +330,17 @@ def _rotations(target: Volume, atlas: Atlas, settings: RegistrationSettings) -> 
     return [(name, axes_between(name, atlas.orientation, allow_mirror=mirror)) for name in letters]
 
 
+def _numbered_regions(atlas: Atlas, grid: Grid) -> NDArray[np.int32]:
+    """Return which region each voxel of a grid is in, numbered from 1 in the order of their ids, and 0 in none."""
+    ids = np.empty(grid.shape, dtype=np.uint64)
+    for box in slabs(grid):
+        index = np.stack(np.unravel_index(np.arange(box.size), box.shape), axis=1) + box.start
+        ids[box.slices] = atlas.labels_at(grid.index_to_um(index)).reshape(box.shape)
+    known = distinct(ids)
+    known = known[known > 0]
+    return np.where(ids > 0, np.searchsorted(known, ids) + 1, 0).astype(np.int32)
+
+
 def _on_grid(mask: Volume, grid: Grid, engine: Engine) -> NDArray[np.float32]:
     """Sample a mask at the target's voxels."""
     from scipy.ndimage import affine_transform
@@ -336,6 +374,8 @@ def _finish(solution: Solution, scales: Scales, biases: dict[int, BiasField], *,
     explanation = solution.problem.explain(fit)
     figures = _figures(solution, transform, explanation)
     figures["within"] = within
+    figures["greys_told"] = solution.share
+    figures["recoloured"] = solution.recoloured[0]
     _refuse_failure(figures)
     figures["doubts"] = _doubts(figures)
     return Registration(

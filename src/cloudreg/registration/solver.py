@@ -271,9 +271,9 @@ class Problem:
         data, statistics, moments = zip(*(loop(*arguments) for arguments in self._arguments(fit)), strict=True)
         return Evaluation(sum(data), statistics, moments)
 
-    def explain(self, fit: Fit) -> Explanation:
-        """Return what a fit says about every voxel, by the first pair of channels; all of it in the main memory."""
-        target, _, _, *model = self._arguments_of(self.level, fit.intensities[0], fit)
+    def explain(self, fit: Fit, pair: int = 0) -> Explanation:
+        """Return what a fit says about every voxel, by one pair of channels; all of it in the main memory."""
+        target, _, _, *model = self._arguments_of(self.levels[pair], fit.intensities[pair], fit)
         return Explanation(*kernels.explain(target, *model))
 
     def prior(self, fit: Fit) -> float:

@@ -57,6 +57,11 @@ def registration_sections(folder: Path, regions: Path) -> list[Section]:
     target = shrink(registration.open_target(), channel=int(manifest["target"]["channel"]))
     # Folders of the first version have none.
     doubts = "".join(f"Beware: {doubt}. " for doubt in manifest["figures"].get("doubts", []))
+    if manifest["figures"].get("recoloured"):
+        doubts += (
+            "The template's greys tell little of the sample's, so the regions were given the greys that they have "
+            "in the sample: that a region matches says less here. "
+        )
     parts = [*_overlays(folder, target), *_in_atlas(folder)]
     sections = [
         Section(
