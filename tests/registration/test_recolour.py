@@ -161,7 +161,7 @@ def test_another_stain_is_fitted_by_its_regions(stained):
     errors = [np.median(error_um(solution, GRID, truth)[0]) for solution in (with_regions, without)]
     assert with_regions.recoloured == (True,) and without.recoloured == (False,)
     assert with_regions.share == without.share
-    # 30 and 93 um; half of the way is what the truth of the phantom allows to ask.
+    # 30 and 93 um.
     assert errors[0] < 0.5 * errors[1]
     assert errors[0] < 0.25 * VOXEL_UM
     assert fitted(target, regions(), recolour=False).recoloured == (False,)

@@ -203,11 +203,9 @@ class Descent:
             level = problem.level
             smoothing = None
             if local:
-                shape, step = (
-                    level.target.grid.shape,
-                    self.scales.contrast_spacing / np.array(level.target.grid.voxel_size_um),
-                )
-                spread = [replace(i, contrast=i.contrast.on_nodes(shape, step)) for i in fit.intensities]
+                seen = level.target.grid
+                step = self.scales.contrast_spacing / np.array(seen.voxel_size_um)
+                spread = [replace(i, contrast=i.contrast.on_nodes(seen.shape, step)) for i in fit.intensities]
                 fit = replace(fit, intensities=tuple(spread))
                 spread_over = 4 if level.voxel_um > 1.5 * unit else 2.5
                 smoothing = np.full(3, spread_over * unit / self.scales.contrast_spacing)

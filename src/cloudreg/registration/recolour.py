@@ -22,7 +22,7 @@ _TISSUE = 0.15
 
 _TOLD, _RIGHT = 0.8, 0.3
 """Templates that tell more than the first have the right greys, and less than the second do not lie on the brain yet:
-of mice to the template of their own stain 0.98, two-photon 0.90, human T1 0.88, Nissl 0.68 to 0.74; see `told`."""
+mice and macaques to a template of their own stain 0.98, two-photon 0.90, human T1 0.88, Nissl 0.73; see `told`."""
 
 _AIR = 0.05
 """Unlabelled places of the template that are darker than this stay black."""
