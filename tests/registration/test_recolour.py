@@ -132,7 +132,7 @@ def test_a_target_of_which_nothing_was_seen_changes_no_template():
     assert recoloured(nothing, template, regions(), np.eye(4), NOWHERE, VOXEL_UM) is template
 
 
-def fitted(target, numbers, checkpoint=None, **settings):
+def fitted(target, numbers, checkpoint=None, others=(), **settings):
     atlas = prepared(brain(), atlas_grid(), "template", missing_data=False)
     chosen = RegistrationSettings(**{**SETTINGS, **settings})
     scales = choose_scales(atlas, GRID, atlas_grid(), chosen)
@@ -142,6 +142,7 @@ def fitted(target, numbers, checkpoint=None, **settings):
         [("asr", np.eye(3))],
         chosen,
         scales=scales,
+        more=[(prepared(other, GRID), atlas) for other in others],
         regions=None if numbers is None else lambda: numbers,
         checkpoint=checkpoint,
     )
@@ -165,6 +166,24 @@ def test_another_stain_is_fitted_by_its_regions(stained):
     assert errors[0] < 0.5 * errors[1]
     assert errors[0] < 0.25 * VOXEL_UM
     assert fitted(target, regions(), recolour=False).recoloured == (False,)
+
+
+def test_each_channel_is_judged_by_itself(stained):
+    target, truth = stained
+    same, _ = warped(brain(), GRID, np.eye(3), (0, 0, 0), displacement_field(2))
+    both = fitted(target, regions(), others=[same])
+    assert both.recoloured == (True, False)
+    assert np.median(error_um(both, GRID, truth)[0]) < 0.125 * VOXEL_UM
+
+
+def test_labels_that_know_nothing_and_a_single_step_do_no_harm(stained):
+    target, truth = stained
+    plain = np.median(error_um(fitted(target, None), GRID, truth)[0])
+    for numbers in (np.zeros_like(regions()), (regions() > 0).astype(np.int32)):
+        assert np.median(error_um(fitted(target, numbers), GRID, truth)[0]) < 1.1 * plain
+    hurried = fitted(target, regions(), iterations=(1, 1))
+    assert hurried.recoloured == (True,)
+    assert np.median(error_um(hurried, GRID, truth)[0]) < plain
 
 
 def test_the_same_stain_keeps_its_greys_and_nobody_asks_for_regions():
