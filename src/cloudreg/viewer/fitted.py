@@ -60,7 +60,7 @@ def registration_sections(folder: Path, regions: Path) -> list[Section]:
     if manifest["figures"].get("recoloured"):
         doubts += (
             "The template's greys tell little of the sample's, so the regions were given the greys that they have "
-            "in the sample: that a region matches says less here. "
+            "in the sample: that a region matches says less here, and the energy begins to fall anew each time. "
         )
     parts = [*_overlays(folder, target), *_in_atlas(folder)]
     sections = [
