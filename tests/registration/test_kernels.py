@@ -1,4 +1,5 @@
 import gc
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -197,15 +198,13 @@ def test_what_was_seen_serves_no_more_once_looking_elsewhere_has_failed(case, mo
 
 
 def test_sums_do_not_depend_on_the_number_of_threads(case, monkeypatch):
-    from concurrent.futures import ThreadPoolExecutor
-
-    from cloudreg.registration import kernels
+    from cloudreg.registration import threads
 
     problem, fit = case
     results = []
-    for threads in (1, 3):
-        with ThreadPoolExecutor(threads) as pool:
-            monkeypatch.setattr(kernels, "threads", lambda pool=pool: pool)
+    for count in (1, 3):
+        with ThreadPoolExecutor(count) as pool:
+            monkeypatch.setattr(threads, "threads", lambda pool=pool: pool)
             fresh = unseen(problem)
             results.append((fresh.evaluate(fit), fresh.linearize(fit)))
     (one, one_slope), (many, many_slope) = results

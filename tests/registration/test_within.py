@@ -75,7 +75,7 @@ def test_a_head_that_is_refused_as_a_brain_is_registered_by_its_brain_and_says_s
         if not figures["within"]:
             raise RegistrationFailedError("a head is no brain")
 
-    monkeypatch.setattr("cloudreg.registration.register._refuse_failure", refuse)
+    monkeypatch.setattr("cloudreg.registration.register.refuse_failure", refuse)
     values, grid = scanned()
     write_volume(str(tmp_path / "head.ome.zarr"), values.astype(np.uint16), grid, orientation="asr")
     whole = Grid.from_spacing(SHAPE, (VOXEL_UM,) * 3)

@@ -18,7 +18,7 @@ import scipy.fft
 from numpy.typing import NDArray
 
 from cloudreg.registration import kernels, nodes, sampling
-from cloudreg.registration.threads import along, slabs, threads
+from cloudreg.registration.threads import along, slabs, together
 
 Field: TypeAlias = Any
 """A (z, y, x, ...) float32 array on some device, that knows + - * / and indexing."""
@@ -141,7 +141,7 @@ class NumpyBackend:
             start = step[:3, 3] + step[:3, 0] * part.start
             affine_transform(image, step[:3, :3], start, output=result[part], order=1, mode="constant")
 
-        list(threads().map(fill, slabs(shape[0])))
+        together(fill, slabs(shape[0]))
         return result
 
     def near(self, mask: Field, reach: Sequence[int]) -> Field:

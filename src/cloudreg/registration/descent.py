@@ -181,7 +181,10 @@ class Descent:
 
     def _problem_at(self, fit: Fit, number: int) -> Problem:
         whole = self.levels[number]
-        weight = self._repeats * at_level(self.settings.regularization, number, len(self.levels))
+        # Greys that were guessed are wrong in patches, and the finest level would bend the map to them.
+        count = len(self.levels)
+        bound = min(number, count - 2) if any(self.coloured) else number
+        weight = self._repeats * at_level(self.settings.regularization, bound, count)
         near = whole.near_the_brain(fit.to_atlas, self._margin(whole))
         return self.problem(near, weight, self._further(fit, whole))
 

@@ -89,7 +89,7 @@ def choose_scales(atlas: Image, target: Grid, template: Grid, settings: Registra
     return Scales(
         unit,
         tuple(levels),
-        settings.kernel_um or 5 * unit,
+        settings.kernel_um or 6 * unit,
         settings.velocity_spacing_um or 3.5 * unit,
         settings.contrast_spacing_um or 4 * unit,
     )

@@ -45,7 +45,7 @@ from cloudreg.registration.rows import (
     predict,
     sample,
 )
-from cloudreg.registration.threads import threads
+from cloudreg.registration.threads import together
 
 RUNS = 8
 """Runs of voxels with sums of their own."""
@@ -55,7 +55,7 @@ def _in_runs(
     loop: Callable[..., Any], active: NDArray[np.int64], seen: Sequence[NDArray[np.float32]], *arguments: object
 ) -> list[Any]:
     """Call ``loop`` on each run of the active voxels, and on what these see."""
-    return list(threads().map(lambda part, sees: loop(part, sees, *arguments), _cut(active), seen))
+    return together(lambda part, sees: loop(part, sees, *arguments), _cut(active), seen)
 
 
 def _cut(active: NDArray[np.int64]) -> list[NDArray[np.int64]]:
@@ -179,7 +179,7 @@ def explain(target: NDArray[np.float32], *model: Any) -> NDArray[np.float32]:
         voxels = np.arange(z * size, (z + 1) * size)
         _explained(voxels, look(voxels, np.empty((4, size), dtype=np.float32)), target, *intensity, flat)
 
-    list(threads().map(plane, range(target.shape[0])))
+    together(plane, range(target.shape[0]))
     return maps
 
 
@@ -221,7 +221,7 @@ def _seen(
         # What was seen last serves no more; new memory would take longer to get than to fill.
         room = known.seen
         _last[id(active)] = known._replace(affines=b"")
-    seen = list(threads().map(_looking(shape, atlas, outside, u, *affines), parts, room))
+    seen = together(_looking(shape, atlas, outside, u, *affines), parts, room)
     _last[id(active)] = _Look(weakref.ref(atlas), weakref.ref(u), where, seen)
     return seen
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor, wait
 from functools import cache
 from typing import Any
 
@@ -23,6 +23,16 @@ _SMALL = 2**17
 def threads() -> ThreadPoolExecutor:
     """Return the threads, one for each core."""
     return ThreadPoolExecutor(os.cpu_count())
+
+
+def together(do: Callable[..., Any], *items: Iterable[Any]) -> list[Any]:
+    """Call ``do`` on each of the items, side by side, and return what it returns, in their order.
+
+    Where a call fails, its error is raised when all others have ended: none still writes where the caller goes on.
+    """
+    calls = [threads().submit(do, *each) for each in zip(*items, strict=True)]
+    wait(calls)
+    return [call.result() for call in calls]
 
 
 def slabs(length: int) -> list[slice]:
@@ -47,5 +57,5 @@ def along(
         place = (slice(None), part) if across else (part,)
         result[place] = function(array[place], *arguments, axis=axis, **options)
 
-    list(threads().map(do, slabs(array.shape[across])))
+    together(do, slabs(array.shape[across]))
     return result
