@@ -162,6 +162,8 @@ def test_another_stain_is_fitted_by_its_regions(stained):
     errors = [np.median(error_um(solution, GRID, truth)[0]) for solution in (with_regions, without)]
     assert with_regions.recoloured == (True,) and without.recoloured == (False,)
     assert with_regions.share == without.share
+    weights = [solution.problem.prior_weight for solution in (with_regions, without)]
+    assert weights[0] / weights[1] == pytest.approx(0.002 / 0.0005)
     # 30 and 93 um.
     assert errors[0] < 0.5 * errors[1]
     assert errors[0] < 0.25 * VOXEL_UM
