@@ -133,7 +133,7 @@ class RegistrationSettings(Settings):
         "the finest level has that of the one before",
     )
     iterations: tuple[int, ...] = Field((8, 15, 25), description="largest number of Gauss-Newton steps per level")
-    contrast_order: int = Field(4, ge=1, le=5, description="degree of the polynomial that maps atlas to target grey")
+    contrast_order: int = Field(3, ge=1, le=5, description="degree of the polynomial that maps atlas to target grey")
     contrast_spacing_um: float | None = Field(None, gt=0, description="distance of the contrast's nodes")
     recolour: bool = Field(
         True,
