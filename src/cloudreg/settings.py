@@ -140,6 +140,11 @@ class RegistrationSettings(Settings):
         description="where the template's greys tell little of the target, give its regions the greys that they have "
         "in the target, and go on with these",
     )
+    soften: bool = Field(
+        True,
+        description="in the end, weaken the smoothness prior where a softer map foretells clearly more of parts of the "
+        "target that were withheld",
+    )
     missing_data: bool = Field(True, description="give voxels that were not observed no weight")
     grid_correction: Literal["none", "z", "y", "x"] = Field(
         "none", description="take off the pattern that all planes across this axis have in common, as tiles leave it"

@@ -10,6 +10,7 @@ live there; sums and the affine come back.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Literal, Protocol, TypeAlias
 
 import array_api_compat.numpy
@@ -176,7 +177,10 @@ class NumpyBackend:
 
     def pull(self, u: Field, field: Field, force: Field, spacing: _Image) -> tuple[Field, Field]:
         """See `Backend`."""
-        return nodes.pull_own(u, field, force, spacing), nodes.scatter(u, force, spacing)
+        force = np.ascontiguousarray(force)
+        loops = partial(nodes.pull_own, u, field, force, spacing), partial(nodes.scatter, u, force, spacing)
+        own, moved = together(lambda loop: loop(), loops)
+        return own, moved
 
     def scatter(self, u: Field, force: Field, spacing: _Image) -> Field:
         """See `Backend`."""

@@ -1,7 +1,8 @@
 """The levels of a fit, from coarse to fine, and what of the problem changes on the way.
 
 The velocity's grid gets finer for the last level; and where the greys of a template tell little of the target, the
-template is given the target's (`cloudreg.registration.recolour`) and the levels go on with that.
+template is given the target's (`cloudreg.registration.recolour`) and the levels go on with that. How stiff the map is
+at voxels finer than a unit, and in the end, is asked of the data (`cloudreg.registration.stiffness`).
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from cloudreg.registration.mixture import Estimated, Mixture
 from cloudreg.registration.recolour import needs_colour, recoloured, told
 from cloudreg.registration.smoothness import Smoothness
 from cloudreg.registration.solver import Energy, Fit, Intensity, Problem, fit_intensities, fit_velocity
+from cloudreg.registration.stiffness import NOISE, correlation, crowding, softened
 from cloudreg.settings import RegistrationSettings
 from cloudreg.space import Grid
 from cloudreg.transforms import DisplacementField
@@ -31,8 +33,14 @@ _LATER: frozenset[Estimated] = frozenset(("variances", "priors"))
 _SETTLING = 5
 """EM updates of a channel that joins, before anything moves."""
 
+_SETTLED = 12
+"""Steps of the velocity with a prior that was weakened in the end."""
+
 _LOCAL = 3
 """Units that a voxel stays below where the contrast varies over the target."""
+
+_FINE = 0.75
+"""Units that a voxel stays below where it may be that several count as one."""
 
 
 @dataclass(frozen=True)
@@ -93,6 +101,7 @@ class Descent:
         self.scales, self.settings = scales, settings
         self.coloured = coloured or (False,) * len(channels)
         self.share = share
+        self.softness = 1.0
         self._plain = list(channels)
         self._used = list(channels)
         self._regions, self._home = regions, home
@@ -147,10 +156,13 @@ class Descent:
                 )
                 fit, problem, steps = self._deformed(fit, number, group, lambda n: None)
                 energies += steps
+        if number + 1 == len(self.levels) and self.settings.deform and self.settings.soften:
+            fit, problem, steps = self._softened(fit, problem, number, group, report)
+            energies += steps
         return fit, problem, energies
 
     def _is_local(self, number: int) -> bool:
-        return self.levels[number].voxel_um < _LOCAL * self.scales.unit
+        return self._smoothing(self.levels[number]) is not None
 
     def _prepared(self, fit: Fit, number: int) -> Fit:
         """Return the fit with what a level has more than the one before: channels, nodes, estimates."""
@@ -196,33 +208,86 @@ class Descent:
             return fit, self._problem_at(fit, number), []
         # Half way, the regions lie better, and so their greys are known better.
         parts = (most // 2, most - most // 2) if any(self.coloured) else (most,)
-        local, unit = self._is_local(number), self.scales.unit
-        last = number + 1 == len(self.levels)
         energies: list[Energy] = []
         for steps in parts:
             if any(self.coloured):
                 fit = self._recoloured(fit)
             problem = self._problem_at(fit, number)
-            level = problem.level
-            smoothing = None
-            if local:
-                seen = level.target.grid
-                step = self.scales.contrast_spacing / np.array(seen.voxel_size_um)
-                spread = [replace(i, contrast=i.contrast.on_nodes(seen.shape, step)) for i in fit.intensities]
-                fit = replace(fit, intensities=tuple(spread))
-                spread_over = 4 if level.voxel_um > 1.5 * unit else 2.5
-                smoothing = np.full(3, spread_over * unit / self.scales.contrast_spacing)
-            fit, taken = fit_velocity(
-                problem,
-                fit,
-                group,
-                iterations=steps,
-                smoothing=smoothing,
-                tolerance=3e-5 if last else 1e-4,
-                advance=advance,
-            )
+            problem = problem.stiffened(self._crowding(problem, fit, number))
+            fit, taken = self._fitted(problem, self._spread(fit, problem.level), number, group, steps, advance)
             energies += taken
         advance(most - len(energies))
+        return fit, problem, energies
+
+    def _fitted(
+        self,
+        problem: Problem,
+        fit: Fit,
+        number: int,
+        group: AffineGroup,
+        steps: int,
+        advance: Callable[[int], None] = lambda n: None,
+        *,
+        far: bool = True,
+    ) -> tuple[Fit, list[Energy]]:
+        return fit_velocity(
+            problem,
+            fit,
+            group,
+            iterations=steps,
+            apart_um=self.scales.unit,
+            smoothing=self._smoothing(problem.level),
+            tolerance=3e-5 if number + 1 == len(self.levels) else 1e-4,
+            advance=advance,
+            far=far,
+        )
+
+    def _smoothing(self, level: Level) -> NDArray[np.float64] | None:
+        """Return over how many nodes the contrast is smoothed; None where it's the same all over the target."""
+        unit = self.scales.unit
+        if level.voxel_um >= _LOCAL * unit:
+            return None
+        return np.full(3, (4 if level.voxel_um > 1.5 * unit else 2.5) * unit / self.scales.contrast_spacing)
+
+    def _spread(self, fit: Fit, level: Level) -> Fit:
+        """Return the fit with contrasts that may vary over the target, where the level's do."""
+        if self._smoothing(level) is None:
+            return fit
+        seen = level.target.grid
+        step = self.scales.contrast_spacing / np.array(seen.voxel_size_um)
+        spread = [replace(i, contrast=i.contrast.on_nodes(seen.shape, step)) for i in fit.intensities]
+        return replace(fit, intensities=tuple(spread))
+
+    def _crowding(self, problem: Problem, fit: Fit, number: int) -> float:
+        """Return how many voxels of a level count as one (`cloudreg.registration.stiffness.crowding`)."""
+        fine = [level.voxel_um < _FINE * self.scales.unit for level in self.levels]
+        if not fine[number] or fine[0]:
+            return 1.0
+
+        def settled(seen: Problem) -> tuple[Problem, Fit]:
+            there, smoothing = self._spread(fit, seen.level), self._smoothing(seen.level)
+            return seen, fit_intensities(seen, there, iterations=_SETTLING, smoothing=smoothing)
+
+        apart = self._problem_at(fit, fine.index(True) - 1)
+        return crowding(settled(apart), settled(problem.thinned(self.scales.unit)))
+
+    def _softened(
+        self, fit: Fit, problem: Problem, number: int, group: AffineGroup, report: Callable[[str], None]
+    ) -> tuple[Fit, Problem, list[Energy]]:
+        """Weaken the prior where that foretells more; greys that were guessed are followed no closer."""
+        if any(self.coloured) or correlation(problem, fit) < NOISE:
+            return fit, problem, []
+
+        def fitted(problem: Problem, fit: Fit, steps: int) -> Fit:
+            return self._fitted(problem, fit, number, group, steps, far=False)[0]
+
+        softer = softened(problem, fit, fitted, self.scales.unit)
+        self.softness = softer.factor
+        if softer.factor == 1:
+            return fit, problem, []
+        report(f"a softer map foretells more of the target: the prior is weakened to 1/{softer.factor:.0f}")
+        problem = problem.stiffened(1 / softer.factor)
+        fit, energies = self._fitted(problem, softer.fit, number, group, _SETTLED, far=False)
         return fit, problem, energies
 
     def _recoloured(self, fit: Fit) -> Fit:

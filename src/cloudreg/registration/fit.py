@@ -52,6 +52,8 @@ class Solution:
     share
         How much of the target's greys the first pair's template told before (`cloudreg.registration.recolour.told`);
         None where nothing was deformed.
+    softness
+        By which the prior was divided in the end (`cloudreg.registration.stiffness`).
     """
 
     fit: Fit
@@ -62,6 +64,7 @@ class Solution:
     cuts: list[Cut]
     recoloured: tuple[bool, ...]
     share: float | None
+    softness: float
 
 
 def choose_scales(atlas: Image, target: Grid, template: Grid, settings: RegistrationSettings) -> Scales:
@@ -230,7 +233,9 @@ def solve(
         energies += steps
         if settings.deform and number + 1 < len(levels):
             keep(number + 1)
-    return Solution(fit.fetched(), descent.grid, last, energies, poses, cuts, descent.coloured, descent.share)
+    return Solution(
+        fit.fetched(), descent.grid, last, energies, poses, cuts, descent.coloured, descent.share, descent.softness
+    )
 
 
 def most_steps(settings: RegistrationSettings, levels: int) -> int:

@@ -303,6 +303,7 @@ def _finish(solution: Solution, images: Images, *, within: bool = False) -> Regi
     figures["within"] = within
     figures["greys_told"] = solution.share
     figures["recoloured"] = solution.recoloured[0]
+    figures["prior_softened"] = solution.softness
     refuse_failure(figures)
     figures["doubts"] = doubts_about(figures)
     return Registration(

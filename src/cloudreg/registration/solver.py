@@ -54,6 +54,10 @@ _HALVINGS = 8
 _INNER_STEPS = 20
 """Most steps of conjugate gradients in one of Gauss-Newton."""
 
+_THINNED = 2 / 3
+"""Part of a level's steps for which some of the voxels do, where these lie closer together than the deformation needs.
+The last ones see all, and so less of the noise."""
+
 _FIRST_DAMPING = 1e-2
 """Of the affine's Gauss-Newton steps, relative to the diagonal of their curvature."""
 
@@ -210,6 +214,7 @@ class Problem:
         self.smoothness = smoothness
         self.prior_weight = prior_weight
         self.softness = 1.0
+        self.share = 1.0
         self._um_to_velocity = np.linalg.inv(velocity_grid.affine)
         self._um_to_atlas = np.linalg.inv(level.atlas_grid.affine)
 
@@ -217,6 +222,12 @@ class Problem:
         """Return the same problem with its prior divided by ``softness``."""
         other = copy(self)
         other.softness = softness
+        return other
+
+    def stiffened(self, factor: float) -> Problem:
+        """Return the same problem with its prior multiplied by ``factor``."""
+        other = copy(self)
+        other.prior_weight = self.prior_weight * factor
         return other
 
     @property
@@ -227,7 +238,16 @@ class Problem:
     @property
     def observed(self) -> int:
         """How many grey values are to be explained."""
-        return sum(level.active.shape[0] for level in self.levels)
+        return round(_visited(self.levels) / self.share)
+
+    def thinned(self, apart_um: float) -> Problem:
+        """Return the same problem, its sums estimated from planes and rows of voxels about ``apart_um`` apart."""
+        levels = tuple(level.thinned(apart_um) for level in self.levels)
+        if not 0 < _visited(levels) < _visited(self.levels):
+            return self
+        other = copy(self)
+        other.levels, other.share = levels, _visited(levels) / self.observed
+        return other
 
     def fetched(self) -> Problem:
         """Return the same problem with its images in the main memory."""
@@ -269,7 +289,7 @@ class Problem:
         """Return the data term and the sums for the EM update."""
         loop = backend_of(fit.flow.displacement).evaluate
         data, statistics, moments = zip(*(loop(*arguments) for arguments in self._arguments(fit)), strict=True)
-        return Evaluation(sum(data), statistics, moments)
+        return Evaluation(sum(data) / self.share, statistics, moments)
 
     def explain(self, fit: Fit, pair: int = 0) -> Explanation:
         """Return what a fit says about every voxel, by one pair of channels; all of it in the main memory."""
@@ -284,7 +304,7 @@ class Problem:
         """Return the data term and its derivatives; those by the affine only if wanted."""
         loop = backend_of(fit.flow.displacement).linearize
         parts = [loop(*arguments, affine=affine) for arguments in self._arguments(fit)]
-        return Linearization(*(reduce(add, terms) for terms in zip(*parts, strict=True)))
+        return Linearization(*(reduce(add, terms) / self.share for terms in zip(*parts, strict=True)))
 
     def downhill(self, fit: Fit, linear: Linearization) -> Field:
         """Return minus the derivative of the objective by the velocity: a momentum."""
@@ -323,6 +343,10 @@ class Problem:
         return update
 
 
+def _visited(levels: Sequence[Level]) -> int:
+    return sum(level.active.shape[0] for level in levels)
+
+
 def fit_affine(
     problem: Problem, fit: Fit, group: AffineGroup, *, iterations: int, tolerance: float = 1e-4
 ) -> tuple[Fit, list[Energy]]:
@@ -348,10 +372,12 @@ def fit_affine(
     return fit, energies
 
 
-def fit_intensities(problem: Problem, fit: Fit, *, iterations: int) -> Fit:
-    """Fit the contrast and the mixture; what lies where stays."""
+def fit_intensities(
+    problem: Problem, fit: Fit, *, iterations: int, smoothing: NDArray[np.float64] | None = None
+) -> Fit:
+    """Fit the contrast, smoothed as `fit_velocity` does, and the mixture; what lies where stays."""
     for _ in range(iterations):
-        fit = _em_update(fit, problem.evaluate(fit), None)
+        fit = _em_update(fit, problem.evaluate(fit), smoothing)
     return fit
 
 
@@ -361,9 +387,11 @@ def fit_velocity(
     group: AffineGroup,
     *,
     iterations: int,
+    apart_um: float,
     smoothing: NDArray[np.float64] | None,
     tolerance: float,
     advance: Callable[[int], None],
+    far: bool = True,
 ) -> tuple[Fit, list[Energy]]:
     """Fit everything at one level.
 
@@ -375,21 +403,34 @@ def fit_velocity(
         In which the affine moves.
     iterations
         Largest number of Gauss-Newton steps.
+    apart_um
+        All but the last third of them see only planes, and rows in these, that are about so far apart, where voxels are
+        finer.
     smoothing
         Of the contrast, in nodes; None for a contrast that is the same everywhere.
     tolerance
         Stop when two steps in a row lower the objective by less than this, per observed voxel.
     advance
         Called with 1 after each step.
+    far
+        Tissue may lie far off its place: begin with a wide matching class.
     """
     energies: list[Energy] = []
     memory = Memory()
     taken: tuple[Motion, Field] | None = None
     quiet = 0
     stiffness = 1.0
+    ended = False
+    whole, problem = problem, problem.thinned(apart_um)
+    thinned = problem is not whole
     for iteration in range(iterations):
+        if thinned and (ended or iteration >= _THINNED * iterations):
+            # Derivatives are of other voxels from here on, so that the last step's change tells nothing.
+            problem, thinned, ended, taken, quiet = whole, False, False, None, 0
+        if ended:
+            break
         estimated = np.array([i.mixture.sigma_match for i in fit.intensities])
-        used = np.maximum(estimated, _FIRST_SIGMA * _COOLING**iteration)
+        used = np.maximum(estimated, _FIRST_SIGMA * _COOLING**iteration) if far else estimated
         settled = bool((used == estimated).all())
         fit = fit.with_sigmas(used.tolist())
         # The prior weakens with the data, so that only the shape of the data term changes, not their balance.
@@ -410,8 +451,7 @@ def fit_velocity(
         energies.append(_energy(problem, fit, linear.data, after, iteration, "velocity"))
         advance(1)
         if evaluation is None:
-            if stiffness == 1 and memory.empty:
-                break
+            ended = stiffness == 1 and memory.empty
             stiffness, taken = 1.0, None
             memory.forget()
             continue
@@ -420,8 +460,7 @@ def fit_velocity(
         stiffness = _stiffness(stiffness, energies[-1].gained, length * promised, length)
         fit = _em_update(moved, evaluation, smoothing)
         quiet = quiet + 1 if settled and energies[-1].gained < tolerance * problem.observed else 0
-        if quiet >= 2:
-            break
+        ended = quiet >= 2
     return fit, energies
 
 

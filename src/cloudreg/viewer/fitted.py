@@ -62,6 +62,11 @@ def registration_sections(folder: Path, regions: Path) -> list[Section]:
             "The template's greys tell little of the sample's, so the regions were given the greys that they have "
             "in the sample: that a region matches says less here, and the energy begins to fall anew each time. "
         )
+    if manifest["figures"].get("prior_softened", 1) > 1:
+        doubts += (
+            "A softer map foretold more of the sample, so the last steps were taken with a weaker prior: folds are "
+            "followed more closely, the map is rougher, and the energy falls anew. "
+        )
     parts = [*_overlays(folder, target), *_in_atlas(folder)]
     sections = [
         Section(

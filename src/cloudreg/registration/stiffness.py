@@ -1,0 +1,147 @@
+"""How stiff a map is to be, where the data can tell.
+
+The likelihood takes residuals for noise that is independent from voxel to voxel. In simulations it is. In real images
+most of it is what the model can't say, and has a shape; then no one weight of the prior suits all images, and more
+voxels are not more evidence. So two things are asked of the data.
+
+*How many voxels count as one* (`crowding`): residuals at voxels of a unit (100 um in a mouse) and at finer ones, by the
+same map, tell whether the finer ones have noise of their own. Independent noise grows as voxels shrink; what they share
+does not.
+
+*Whether a softer map foretells more* (`softened`): some blocks of the target are withheld, and the map is fitted with a
+weaker prior. Where that explains the withheld blocks clearly better, there is more to deform than the prior expects, as
+in the folds of two people's brains. A map that only follows noise, or what the contrast can't say, explains them no
+better (cross-validation: Stone, J. R. Statist. Soc. B 36:111-147, 1974).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cloudreg.registration.solver import Fit, Problem
+from cloudreg.space import Grid
+
+NOISE = 0.3
+"""Correlation of neighbouring residuals below which they pass for noise: up to 0.3 in simulations, 0.34 to 0.74 in real
+images. What is noise no softer map explains, and nothing is tried."""
+
+_GAIN = 0.015
+"""Of the logarithm of the withheld voxels' likelihood, for each, that a softer map must bring."""
+
+_FACTOR, _MOST = 5.0, 25.0
+"""By how much the prior is weakened at once, and at most."""
+
+_WITHHELD, _BLOCK = 0.12, 4.0
+"""Part of the target, and the size of its blocks in units: less than what a velocity correlates over, so that the map
+there follows from what is around."""
+
+_STEPS = 6
+"""Of the velocity, in a trial."""
+
+
+@dataclass(frozen=True)
+class Softer:
+    """What a softer prior found.
+
+    Parameters
+    ----------
+    factor
+        By which the prior was divided; 1 where no softer one foretold more.
+    fit
+        With that prior and part of the target withheld: where to go on from.
+    """
+
+    factor: float
+    fit: Fit
+
+
+def crowding(apart: tuple[Problem, Fit], here: tuple[Problem, Fit]) -> float:
+    """Return how many voxels of a problem count as one.
+
+    Parameters
+    ----------
+    apart, here
+        The problem at voxels of a unit, and that at finer ones; each with the fit of the same map, its contrast and its
+        mixture settled there.
+
+    Returns
+    -------
+    float
+        From 1, where the residuals of the finer voxels are independent, to the number of these in one of the others,
+        where they share all. The mean over the pairs of channels.
+    """
+    coarse, fine = (_variances(problem, fit) for problem, fit in (apart, here))
+    sizes = [problem.level.target.grid.voxel_volume_um3 for problem, _ in (apart, here)]
+    children = max(1.0, sizes[0] / sizes[1])
+    return float(np.clip(children * np.mean(coarse / fine), 1.0, children))
+
+
+def _variances(problem: Problem, fit: Fit) -> NDArray[np.float64]:
+    """Return the residual's variance over matching tissue, of each pair of channels."""
+    sums = problem.evaluate(fit).statistics
+    return np.array([max(float(squares), 1e-12) / max(float(count), 1e-12) for count, squares, *_ in sums])
+
+
+def correlation(problem: Problem, fit: Fit) -> float:
+    """Return the correlation of the first pair's residuals between tissue voxels that are neighbours along x."""
+    fetched, there = problem.fetched(), fit.fetched()
+    level = fetched.level
+    explained = fetched.explain(there)
+    tissue = (explained.match > 0.5) & (explained.atlas > 0.15) & (level.target.weight > 0)
+    residual = level.target.values - explained.predicted
+    both = tissue[..., 1:] & tissue[..., :-1]
+    if both.sum() < 100:
+        return 0.0
+    left, right = (residual[part][both].astype(float) for part in (np.s_[..., :-1], np.s_[..., 1:]))
+    return float(np.corrcoef(left, right)[0, 1])
+
+
+def softened(problem: Problem, fit: Fit, fitted: Callable[[Problem, Fit, int], Fit], unit_um: float) -> Softer:
+    """Weaken the prior for as long as that foretells clearly more of what is withheld.
+
+    Parameters
+    ----------
+    problem, fit
+        The finest level and what was fitted there.
+    fitted
+        Takes so many steps of the velocity in a problem, from a fit on.
+    unit_um
+        The unit of length.
+    """
+    level = problem.level
+    withheld = blocks(level.target.grid, _BLOCK * unit_um, _WITHHELD)
+    small = level.target.fetched()
+    few = problem.thinned(unit_um)
+    shown, hidden = few.without(withheld), few.without(~(withheld & small.foreground))
+    if not hidden.observed:
+        return Softer(1.0, fit)
+
+    def foretold(found: Fit) -> float:
+        # By one mixture, so that no noise that was estimated anew has a part in it.
+        alike = (
+            replace(i, mixture=before.mixture) for i, before in zip(found.intensities, fit.intensities, strict=True)
+        )
+        return -hidden.evaluate(replace(found, intensities=tuple(alike))).data / hidden.observed
+
+    # What was withheld is in the fit already: it has to be forgotten first.
+    best = Softer(1.0, fitted(shown, fit, _STEPS))
+    known = foretold(best.fit)
+    while best.factor < _MOST:
+        factor = best.factor * _FACTOR
+        trial = Softer(factor, fitted(shown.stiffened(1 / factor), best.fit, _STEPS))
+        tells = foretold(trial.fit)
+        if tells - known < _GAIN:
+            break
+        best, known = trial, tells
+    return best
+
+
+def blocks(grid: Grid, size_um: float, share: float) -> NDArray[np.bool_]:
+    """Return a mask (z, y, x) of about a ``share`` of a grid, in blocks of ``size_um``, the same each time."""
+    index = [(np.arange(n) * v / size_um).astype(int) for n, v in zip(grid.shape, grid.voxel_size_um, strict=True)]
+    chosen = np.random.default_rng(0).random([int(i[-1]) + 1 for i in index]) < share
+    return np.asarray(chosen[np.ix_(*index)])
