@@ -19,10 +19,10 @@ from cloudreg.registration.contrast import initial_contrast
 from cloudreg.registration.flow import integrate
 from cloudreg.registration.levels import Image, Level, make_level, thinned
 from cloudreg.registration.mixture import Estimated, Mixture
-from cloudreg.registration.recolour import needs_colour, recoloured, told
+from cloudreg.registration.recolour import needs_colour, recoloured, tells_little, told
 from cloudreg.registration.smoothness import Smoothness
 from cloudreg.registration.solver import Energy, Fit, Intensity, Problem, fit_intensities, fit_velocity
-from cloudreg.registration.stiffness import NOISE, correlation, crowding, softened
+from cloudreg.registration.stiffness import crowding, softened
 from cloudreg.settings import RegistrationSettings
 from cloudreg.space import Grid
 from cloudreg.transforms import DisplacementField
@@ -274,8 +274,8 @@ class Descent:
     def _softened(
         self, fit: Fit, problem: Problem, number: int, group: AffineGroup, report: Callable[[str], None]
     ) -> tuple[Fit, Problem, list[Energy]]:
-        """Weaken the prior where that foretells more; greys that were guessed are followed no closer."""
-        if any(self.coloured) or correlation(problem, fit) < NOISE:
+        """Weaken the prior where that foretells more; greys that are guessed or tell little are followed no closer."""
+        if any(self.coloured) or (self.share is not None and tells_little(self.share)):
             return fit, problem, []
 
         def fitted(problem: Problem, fit: Fit, steps: int) -> Fit:

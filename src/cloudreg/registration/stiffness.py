@@ -16,7 +16,7 @@ better (cross-validation: Stone, J. R. Statist. Soc. B 36:111-147, 1974).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -25,9 +25,13 @@ from numpy.typing import NDArray
 from cloudreg.registration.solver import Fit, Problem
 from cloudreg.space import Grid
 
-NOISE = 0.3
-"""Correlation of neighbouring residuals below which they pass for noise: up to 0.3 in simulations, 0.34 to 0.74 in real
-images. What is noise no softer map explains, and nothing is tried."""
+_NOISE = 0.3
+"""Correlation of residuals at neighbouring voxels below which they pass for noise, which no softer map explains: up to
+0.3 in simulations, 0.34 to 0.74 in real images."""
+
+_FAR = 0.1
+"""Correlation of residuals half a block apart above which what is withheld follows from what is shown, whatever the
+map. Under uneven light (0.4 in a phantom) every softer map seemed to foretell more, and was worse."""
 
 _GAIN = 0.015
 """Of the logarithm of the withheld voxels' likelihood, for each, that a softer map must bring."""
@@ -35,9 +39,9 @@ _GAIN = 0.015
 _FACTOR, _MOST = 5.0, 25.0
 """By how much the prior is weakened at once, and at most."""
 
-_WITHHELD, _BLOCK = 0.12, 4.0
-"""Part of the target, and the size of its blocks in units: less than what a velocity correlates over, so that the map
-there follows from what is around."""
+_WITHHELD, _BLOCK = 0.12, 8.0
+"""Part of the target, and the size of its blocks: in units, and at least in voxels. Residuals that are no noise reach
+over several voxels: in blocks half as large, a phantom's map that followed a false texture seemed to foretell it."""
 
 _STEPS = 6
 """Of the velocity, in a trial."""
@@ -86,18 +90,22 @@ def _variances(problem: Problem, fit: Fit) -> NDArray[np.float64]:
     return np.array([max(float(squares), 1e-12) / max(float(count), 1e-12) for count, squares, *_ in sums])
 
 
-def correlation(problem: Problem, fit: Fit) -> float:
-    """Return the correlation of the first pair's residuals between tissue voxels that are neighbours along x."""
+def correlations(problem: Problem, fit: Fit, lags: Sequence[int]) -> list[float]:
+    """Return how the first pair's residuals correlate between tissue voxels that lie so many voxels apart along x.
+
+    It is 0 where hardly two voxels do.
+    """
     fetched, there = problem.fetched(), fit.fetched()
     level = fetched.level
     explained = fetched.explain(there)
     tissue = (explained.match > 0.5) & (explained.atlas > 0.15) & (level.target.weight > 0)
     residual = level.target.values - explained.predicted
-    both = tissue[..., 1:] & tissue[..., :-1]
-    if both.sum() < 100:
-        return 0.0
-    left, right = (residual[part][both].astype(float) for part in (np.s_[..., :-1], np.s_[..., 1:]))
-    return float(np.corrcoef(left, right)[0, 1])
+    found = []
+    for lag in lags:
+        both = tissue[..., lag:] & tissue[..., :-lag]
+        left, right = (residual[part][both].astype(float) for part in (np.s_[..., :-lag], np.s_[..., lag:]))
+        found.append(float(np.corrcoef(left, right)[0, 1]) if left.size > 100 else 0.0)
+    return found
 
 
 def softened(problem: Problem, fit: Fit, fitted: Callable[[Problem, Fit, int], Fit], unit_um: float) -> Softer:
@@ -113,7 +121,12 @@ def softened(problem: Problem, fit: Fit, fitted: Callable[[Problem, Fit, int], F
         The unit of length.
     """
     level = problem.level
-    withheld = blocks(level.target.grid, _BLOCK * unit_um, _WITHHELD)
+    grid = level.target.grid
+    size = _BLOCK * max(unit_um, *grid.voxel_size_um)
+    near, far = correlations(problem, fit, (1, round(size / 2 / grid.voxel_size_um[2])))
+    if near < _NOISE or far > _FAR:
+        return Softer(1.0, fit)
+    withheld = blocks(grid, size, _WITHHELD)
     small = level.target.fetched()
     few = problem.thinned(unit_um)
     shown, hidden = few.without(withheld), few.without(~(withheld & small.foreground))
