@@ -22,7 +22,7 @@ from cloudreg.registration.mixture import Estimated, Mixture
 from cloudreg.registration.recolour import needs_colour, recoloured, tells_little, told
 from cloudreg.registration.smoothness import Smoothness
 from cloudreg.registration.solver import Energy, Fit, Intensity, Problem, fit_intensities, fit_velocity
-from cloudreg.registration.stiffness import crowding, softened
+from cloudreg.registration.stiffness import blocks_tell, crowding, softened
 from cloudreg.settings import RegistrationSettings
 from cloudreg.space import Grid
 from cloudreg.transforms import DisplacementField
@@ -31,7 +31,7 @@ _LATER: frozenset[Estimated] = frozenset(("variances", "priors"))
 """What of the mixture is not estimated at the first level."""
 
 _SETTLING = 5
-"""EM updates of a channel that joins, before anything moves."""
+"""EM updates of a channel that joins, or of other voxels, before anything moves."""
 
 _SETTLED = 12
 """Steps of the velocity with a prior that was weakened in the end."""
@@ -260,22 +260,32 @@ class Descent:
 
     def _crowding(self, problem: Problem, fit: Fit, number: int) -> float:
         """Return how many voxels of a level count as one (`cloudreg.registration.stiffness.crowding`)."""
-        fine = [level.voxel_um < _FINE * self.scales.unit for level in self.levels]
-        if not fine[number] or fine[0]:
+        unit = self._last_of_units(number)
+        if unit == number:
             return 1.0
+        apart = self._problem_at(fit, unit)
+        return crowding(self._settled(apart, fit), self._settled(problem.thinned(self.scales.unit), fit))
 
-        def settled(seen: Problem) -> tuple[Problem, Fit]:
-            there, smoothing = self._spread(fit, seen.level), self._smoothing(seen.level)
-            return seen, fit_intensities(seen, there, iterations=_SETTLING, smoothing=smoothing)
+    def _last_of_units(self, number: int) -> int:
+        """Return the finest level up to one whose voxels are no finer than a unit; that one itself where none is."""
+        coarse = [n for n in range(number + 1) if self.levels[n].voxel_um >= _FINE * self.scales.unit]
+        return coarse[-1] if coarse else number
 
-        apart = self._problem_at(fit, fine.index(True) - 1)
-        return crowding(settled(apart), settled(problem.thinned(self.scales.unit)))
+    def _settled(self, problem: Problem, fit: Fit) -> tuple[Problem, Fit]:
+        """Return a problem of some level with the same map, and the contrast and the mixture that suit it there."""
+        there, smoothing = self._spread(fit, problem.level), self._smoothing(problem.level)
+        return problem, fit_intensities(problem, there, iterations=_SETTLING, smoothing=smoothing)
 
     def _softened(
         self, fit: Fit, problem: Problem, number: int, group: AffineGroup, report: Callable[[str], None]
     ) -> tuple[Fit, Problem, list[Energy]]:
         """Weaken the prior where that foretells more; greys that are guessed or tell little are followed no closer."""
         if any(self.coloured) or (self.share is not None and tells_little(self.share)):
+            return fit, problem, []
+        unit = self._last_of_units(number)
+        # Finer voxels are many, and their residuals' shape is no finer.
+        seen = (problem, fit) if unit == number else self._settled(self._problem_at(fit, unit), fit)
+        if not blocks_tell(*seen, self.scales.unit):
             return fit, problem, []
 
         def fitted(problem: Problem, fit: Fit, steps: int) -> Fit:

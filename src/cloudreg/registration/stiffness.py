@@ -108,6 +108,17 @@ def correlations(problem: Problem, fit: Fit, lags: Sequence[int]) -> list[float]
     return found
 
 
+def blocks_tell(problem: Problem, fit: Fit, unit_um: float) -> bool:
+    """Tell whether residuals are no noise, and yet so short that what is shown does not tell what is withheld."""
+    grid = problem.level.target.grid
+    near, far = correlations(problem, fit, (1, round(_block_um(grid, unit_um) / 2 / grid.voxel_size_um[2])))
+    return near >= _NOISE and far <= _FAR
+
+
+def _block_um(grid: Grid, unit_um: float) -> float:
+    return _BLOCK * max(unit_um, *grid.voxel_size_um)
+
+
 def softened(problem: Problem, fit: Fit, fitted: Callable[[Problem, Fit, int], Fit], unit_um: float) -> Softer:
     """Weaken the prior for as long as that foretells clearly more of what is withheld.
 
@@ -121,12 +132,7 @@ def softened(problem: Problem, fit: Fit, fitted: Callable[[Problem, Fit, int], F
         The unit of length.
     """
     level = problem.level
-    grid = level.target.grid
-    size = _BLOCK * max(unit_um, *grid.voxel_size_um)
-    near, far = correlations(problem, fit, (1, round(size / 2 / grid.voxel_size_um[2])))
-    if near < _NOISE or far > _FAR:
-        return Softer(1.0, fit)
-    withheld = blocks(grid, size, _WITHHELD)
+    withheld = blocks(level.target.grid, _block_um(level.target.grid, unit_um), _WITHHELD)
     small = level.target.fetched()
     few = problem.thinned(unit_um)
     shown, hidden = few.without(withheld), few.without(~(withheld & small.foreground))
