@@ -14,7 +14,7 @@ from cloudreg.registration.flow import integrate
 from cloudreg.registration.levels import Image, make_level
 from cloudreg.registration.smoothness import Motion, Smoothness
 from cloudreg.registration.solver import Fit, Problem, fit_intensities, fit_velocity
-from cloudreg.registration.stiffness import blocks, correlations, crowding
+from cloudreg.registration.stiffness import blocks, certainty, correlations, crowding
 from cloudreg.settings import RegistrationSettings
 from cloudreg.space import Grid
 
@@ -79,13 +79,29 @@ def test_noise_is_told_from_what_has_a_shape():
 
 
 def test_what_is_withheld_is_in_blocks_and_the_same_each_time():
-    grid = Grid.from_spacing((60, 50, 40), (100.0, 100.0, 200.0))
-    held = blocks(grid, 500.0, 0.12)
-    np.testing.assert_array_equal(held, blocks(grid, 500.0, 0.12))
-    assert held.mean() == pytest.approx(0.12, abs=0.04)
+    grid = Grid.from_spacing((120, 100, 80), (100.0, 100.0, 200.0))
+    part = blocks(grid, 500.0, 16, 0.12)
+    np.testing.assert_array_equal(part, blocks(grid, 500.0, 16, 0.12))
+    assert (part >= 0).mean() == pytest.approx(0.12, abs=0.02)
+    assert set(np.unique(part)) == {-1, *range(16)}
     # Along an axis of 100 um, faces are no nearer than 5 voxels.
-    z, _, _ = np.nonzero(held[1:] != held[:-1])
+    z, _, _ = np.nonzero(part[1:] != part[:-1])
     assert z.size and not ((z + 1) % 5).any()
+
+
+def test_a_gain_is_held_against_how_it_varies_between_parts():
+    rng = np.random.default_rng(4)
+    sizes = rng.integers(200, 2000, 16)
+    # Voxels of a part gain alike, so that there are 16 independent gains however many voxels there are.
+    draws = [certainty((rng.standard_normal(16)) * sizes, sizes) for _ in range(4000)]
+    assert np.mean(draws) == pytest.approx(0, abs=0.1)
+    assert np.std(draws) == pytest.approx(1, abs=0.15)
+    assert np.mean(np.array(draws) > 2) < 0.05
+    # A mean of one spread is four standard errors of 16 alike parts.
+    alike = np.full(16, 500)
+    draws = [certainty((1 + rng.standard_normal(16)) * alike, alike) for _ in range(4000)]
+    assert np.median(draws) == pytest.approx(4, abs=0.2)
+    assert certainty(np.zeros(16), sizes) == 0
 
 
 def test_the_last_third_of_the_steps_sees_all(monkeypatch):

@@ -159,7 +159,7 @@ class Descent:
         if number + 1 == len(self.levels) and self.settings.deform and self.settings.soften:
             fit, problem, steps = self._softened(fit, problem, number, group, report)
             energies += steps
-        return fit, problem, energies
+        return fit, problem, [replace(energy, iteration=n) for n, energy in enumerate(energies)]
 
     def _is_local(self, number: int) -> bool:
         return self._smoothing(self.levels[number]) is not None

@@ -234,7 +234,7 @@ def invert(displacement: NDArray[np.float32], spacing: NDArray[np.float32], *, r
     Returns
     -------
     ndarray, shape (refine (n - 1) + 1, ..., 3)
-        Solved at every node by fixed-point iteration to well under a thousandth of a voxel.
+        Solved at every node by Newton's method, to a ten-thousandth of a voxel.
     """
     inverse: NDArray[np.float32] = nodes.invert(displacement, spacing, refine)
     return inverse

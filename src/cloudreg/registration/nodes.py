@@ -15,6 +15,14 @@ from cloudreg.registration.sampling import VALUE_KEEPING, cell, component_at, sl
 _LOOP = {"cache": True, "nogil": True, "fastmath": VALUE_KEEPING}
 
 
+_INVERTED, _INVERSIONS = 1e-5, 200
+"""How far off its node, in voxels, an inverse map may be taken back to; and the most tries to get there."""
+
+_SHORTEST = 1 / 64
+"""Newton's steps are halved no further. From one cell to the next the slope jumps, and at a face no step of any length
+may come nearer: then one that does not is taken."""
+
+
 @njit(**_LOOP)
 def push(u, field, change, field_change, spacing):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN201
     """Derivative of u + field(x + u): change + field_change(x + u) + Dfield(x + u) change."""
@@ -131,23 +139,62 @@ def smallest_determinant(u, spacing):  # type: ignore[no-untyped-def]  # noqa: A
 
 
 @njit(**_LOOP)
+def solved(m, a, b, c):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN201
+    """Solve m (x, y, z) = (a, b, c) by Cramer's rule."""
+    zz = m[1, 1] * m[2, 2] - m[1, 2] * m[2, 1]
+    zy = m[1, 2] * m[2, 0] - m[1, 0] * m[2, 2]
+    zx = m[1, 0] * m[2, 1] - m[1, 1] * m[2, 0]
+    determinant = m[0, 0] * zz + m[0, 1] * zy + m[0, 2] * zx
+    # No map of the solver's is that near to folding.
+    scale = 1 / (determinant if abs(determinant) > 1e-6 else 1e-6)
+    return (
+        scale * (a * zz + b * (m[0, 2] * m[2, 1] - m[0, 1] * m[2, 2]) + c * (m[0, 1] * m[1, 2] - m[0, 2] * m[1, 1])),
+        scale * (a * zy + b * (m[0, 0] * m[2, 2] - m[0, 2] * m[2, 0]) + c * (m[0, 2] * m[1, 0] - m[0, 0] * m[1, 2])),
+        scale * (a * zx + b * (m[0, 1] * m[2, 0] - m[0, 0] * m[2, 1]) + c * (m[0, 0] * m[1, 1] - m[0, 1] * m[1, 0])),
+    )
+
+
+@njit(**_LOOP)
 def invert(u, spacing, refine):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN201
-    """Displacement of the inverse map, by fixed-point iteration at each of its nodes."""
+    """Displacement of the inverse map at each of its nodes, by Newton's method from a neighbour's.
+
+    Simply to go back by what was moved forward converges only where the map's slope is less than 1, and not where it
+    widens tissue to more than its double.
+    """
     nz, ny, nx, _ = u.shape
     mz, my, mx = refine * (nz - 1) + 1, refine * (ny - 1) + 1, refine * (nx - 1) + 1
     result = np.zeros((mz, my, mx, 3), dtype=np.float32)
+    place, step, slope = np.zeros(3), np.zeros(3), np.zeros((3, 3))
     for z in range(mz):
         for y in range(my):
             for x in range(mx):
-                for _ in range(200):
-                    iz, fz, _ = cell(z / refine + result[z, y, x, 0] / spacing[0], nz)
-                    iy, fy, _ = cell(y / refine + result[z, y, x, 1] / spacing[1], ny)
-                    ix, fx, _ = cell(x / refine + result[z, y, x, 2] / spacing[2], nx)
-                    change = 0.0
+                # The node before in its row; at a row's start the row's before, at a plane's the plane's.
+                bz, by, bx = z - (y == 0 and x == 0 and z > 0), y - (x == 0 and y > 0), x - (x > 0)
+                for k in range(3):
+                    place[k] = result[bz, by, bx, k] / spacing[k]
+                    step[k] = 0.0
+                length, reached = 1.0, np.inf
+                for _ in range(_INVERSIONS):
+                    iz, fz, free_z = cell(z / refine + place[0] - length * step[0], nz)
+                    iy, fy, free_y = cell(y / refine + place[1] - length * step[1], ny)
+                    ix, fx, free_x = cell(x / refine + place[2] - length * step[2], nx)
+                    a = place[0] - length * step[0] + component_at(u, iz, iy, ix, fz, fy, fx, 0) / spacing[0]
+                    b = place[1] - length * step[1] + component_at(u, iz, iy, ix, fz, fy, fx, 1) / spacing[1]
+                    c = place[2] - length * step[2] + component_at(u, iz, iy, ix, fz, fy, fx, 2) / spacing[2]
+                    left = a * a + b * b + c * c
+                    if left >= reached and length > _SHORTEST:
+                        length /= 2
+                        continue
                     for k in range(3):
-                        there = component_at(u, iz, iy, ix, fz, fy, fx, k)
-                        change += abs(result[z, y, x, k] + there) / spacing[k]
-                        result[z, y, x, k] = -there
-                    if change < 1e-5:
+                        place[k] -= length * step[k]
+                        dz, dy, dx = slopes_at(u, iz, iy, ix, fz, fy, fx, k)
+                        slope[k, 0] = free_z * dz / spacing[k] + (k == 0)
+                        slope[k, 1] = free_y * dy / spacing[k] + (k == 1)
+                        slope[k, 2] = free_x * dx / spacing[k] + (k == 2)
+                    length, reached = 1.0, left
+                    if left < _INVERTED**2:
                         break
+                    step[0], step[1], step[2] = solved(slope, a, b, c)
+                for k in range(3):
+                    result[z, y, x, k] = place[k] * spacing[k]
     return result

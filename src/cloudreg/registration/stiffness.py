@@ -33,8 +33,8 @@ _FAR = 0.1
 """Correlation of residuals half a block apart above which what is withheld follows from what is shown, whatever the
 map. Under uneven light (0.4 in a phantom) every softer map seemed to foretell more, and was worse."""
 
-_GAIN = 0.015
-"""Of the logarithm of the withheld voxels' likelihood, for each, that a softer map must bring."""
+_PARTS, _SURE = 16, 2.0
+"""What is withheld is judged in so many parts, and a softer map must foretell more of it by so many standard errors."""
 
 _FACTOR, _MOST = 5.0, 25.0
 """By how much the prior is weakened at once, and at most."""
@@ -131,20 +131,23 @@ def softened(problem: Problem, fit: Fit, fitted: Callable[[Problem, Fit, int], F
     unit_um
         The unit of length.
     """
-    level = problem.level
-    withheld = blocks(level.target.grid, _block_um(level.target.grid, unit_um), _WITHHELD)
-    small = level.target.fetched()
-    few = problem.thinned(unit_um)
-    shown, hidden = few.without(withheld), few.without(~(withheld & small.foreground))
-    if not hidden.observed:
+    target, few = problem.level.target, problem.thinned(unit_um)
+    foreground = target.fetched().foreground
+    part = blocks(target.grid, _block_um(target.grid, unit_um), _PARTS, _WITHHELD)
+    shown = few.without(part >= 0)
+    hidden = [few.without((part != k) | ~foreground) for k in range(_PARTS)]
+    hidden = [one for one in hidden if one.observed]
+    if len(hidden) < 2:
         return Softer(1.0, fit)
+    sizes = np.array([one.observed for one in hidden])
 
-    def foretold(found: Fit) -> float:
+    def foretold(found: Fit) -> NDArray[np.float64]:
         # By one mixture, so that no noise that was estimated anew has a part in it.
         alike = (
             replace(i, mixture=before.mixture) for i, before in zip(found.intensities, fit.intensities, strict=True)
         )
-        return -hidden.evaluate(replace(found, intensities=tuple(alike))).data / hidden.observed
+        judged = replace(found, intensities=tuple(alike))
+        return -np.array([one.evaluate(judged).data for one in hidden])
 
     # What was withheld is in the fit already: it has to be forgotten first.
     best = Softer(1.0, fitted(shown, fit, _STEPS))
@@ -153,14 +156,35 @@ def softened(problem: Problem, fit: Fit, fitted: Callable[[Problem, Fit, int], F
         factor = best.factor * _FACTOR
         trial = Softer(factor, fitted(shown.stiffened(1 / factor), best.fit, _STEPS))
         tells = foretold(trial.fit)
-        if tells - known < _GAIN:
+        if certainty(tells - known, sizes) < _SURE:
             break
         best, known = trial, tells
     return best
 
 
-def blocks(grid: Grid, size_um: float, share: float) -> NDArray[np.bool_]:
-    """Return a mask (z, y, x) of about a ``share`` of a grid, in blocks of ``size_um``, the same each time."""
+def certainty(gains: NDArray[np.float64], sizes: NDArray[np.integer]) -> float:
+    """Return the mean gain of a voxel, in standard errors.
+
+    Parameters
+    ----------
+    gains, sizes
+        Of each of two or more parts: what all its voxels gained, and how many there are. Parts are independent of one
+        another, voxels of a part need not be (a ratio estimator: Cochran, Sampling Techniques, 3rd ed., 6.4).
+    """
+    spread = gains - gains.sum() / sizes.sum() * sizes
+    error = float(np.sqrt((spread**2).sum() * len(gains) / (len(gains) - 1)))
+    return float(gains.sum()) / max(error, 1e-12)
+
+
+def blocks(grid: Grid, size_um: float, parts: int, share: float) -> NDArray[np.int8]:
+    """Cut a grid into blocks of ``size_um`` and choose about a ``share`` of them, the same each time.
+
+    Returns
+    -------
+    ndarray, shape (z, y, x)
+        -1 where nothing was chosen, and elsewhere to which of the ``parts``, alike in size, a block belongs.
+    """
     index = [(np.arange(n) * v / size_um).astype(int) for n, v in zip(grid.shape, grid.voxel_size_um, strict=True)]
-    chosen = np.random.default_rng(0).random([int(i[-1]) + 1 for i in index]) < share
-    return np.asarray(chosen[np.ix_(*index)])
+    drawn = np.random.default_rng(0).random([int(i[-1]) + 1 for i in index])
+    part = np.where(drawn < share, drawn / share * parts, -1).astype(np.int8)
+    return np.asarray(part[np.ix_(*index)])

@@ -160,7 +160,8 @@ def lines(
         if logarithmic:
             axes.set_yscale("log")
         if len(series) > 1:
-            axes.legend()
+            # Curves may be anywhere inside.
+            axes.figure.legend(loc="outside upper left", ncols=2)
     return charts[0]
 
 
