@@ -158,6 +158,28 @@ def test_half_a_brain_is_not_squeezed_and_the_report_says_where_it_was_cut(files
     assert any("Beware: the brain was taken to be cut at the low end of axis x" in s.lead for s in sections)
 
 
+def test_a_softened_map_is_right_both_ways_and_the_report_says_it(files, engine, tmp_path):
+    seen, truth = warped(brain(), TARGET_GRID, np.eye(3), (60.0, 30.0, -50.0), displacement_field(3, 450.0, 3.5))
+    shown = np.clip(100 + 900 * seen + np.random.default_rng(0).normal(0, 12, seen.shape), 1, None)
+    write_volume(str(tmp_path / "folded.ome.zarr"), shown.astype(np.uint16), TARGET_GRID, orientation="asr")
+    target = open_volume(str(tmp_path / "folded.ome.zarr"))
+    stiff = {"regularization": (0.03, 0.03), "kernel_um": 600.0, "velocity_spacing_um": 350.0}
+    registration = register_volume(target, atlas(files), SETTINGS.model_copy(update=stiff), engine=engine)
+    assert registration.figures["prior_softened"] > 1
+    index = np.argwhere(seen > 0.5)
+    points = TARGET_GRID.index_to_um(index)
+    found, _ = registration.transform.target_to_atlas(points)
+    assert np.median(np.linalg.norm(found - truth[tuple(index.T)], axis=1)) < 0.5 * VOXEL_UM
+    back, _ = registration.transform.atlas_to_target(found)
+    assert np.linalg.norm(back - points, axis=1).max() < 0.5 * VOXEL_UM
+    last = registration.energies[-1]
+    finest = [e["iteration"] for e in registration.energies if all(e[k] == last[k] for k in ("level_um", "step"))]
+    assert finest == list(range(len(finest))) and len(finest) > SETTINGS.iterations[-1]
+    write_registration(registration, target, atlas(files), tmp_path / "folded", engine=engine)
+    (lead,) = (s.lead for s in registration_sections(tmp_path / "folded", tmp_path / "none.csv") if s.anchor == "trust")
+    assert "A softer map foretold more of the sample" in lead
+
+
 def test_half_a_brain_squeezed_into_a_whole_one_is_called_failed(files, half, engine):
     whole = SETTINGS.model_copy(update={"find_cuts": False})
     with pytest.raises(RegistrationFailedError, match="one way"):

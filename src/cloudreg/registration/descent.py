@@ -287,6 +287,7 @@ class Descent:
         seen = (problem, fit) if unit == number else self._settled(self._problem_at(fit, unit), fit)
         if not blocks_tell(*seen, self.scales.unit):
             return fit, problem, []
+        report("fitting with part of the target withheld, to see whether a softer map foretells it better")
 
         def fitted(problem: Problem, fit: Fit, steps: int) -> Fit:
             return self._fitted(problem, fit, number, group, steps, far=False)[0]

@@ -95,6 +95,9 @@ def doubts_about(figures: dict[str, Any]) -> list[str]:
             "the target shows more than a brain: where the brain lies in it was found by trying, and only what is near "
             "was used, so look at the result or give a volume of the brain alone"
         )
+    if figures["inverse_consistency_p99_um"] > figures["resolution_um"]:
+        apart = figures["inverse_consistency_p99_um"]
+        doubts.append(f"there and back through the map does not end where it began: {apart:.0f} um off at some places")
     if figures["matched_fraction"] < 0.5:
         doubts.append(f"only {figures['matched_fraction']:.0%} of the brain matches the atlas")
     if figures["pose_margin"] is not None and figures["pose_margin"] < TIE:
