@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from scipy.ndimage import gaussian_filter
+from scipy.ndimage import gaussian_filter, map_coordinates
 
 from brains import VOXEL_UM, atlas_grid, brain, displacement_field, error_um, image_of, prepared, warped
 from cloudreg.registration.affine import affine_group
@@ -14,7 +14,7 @@ from cloudreg.registration.flow import integrate
 from cloudreg.registration.levels import Image, make_level
 from cloudreg.registration.smoothness import Motion, Smoothness
 from cloudreg.registration.solver import Fit, Problem, fit_intensities, fit_velocity
-from cloudreg.registration.stiffness import blocks, certainty, correlations, crowding
+from cloudreg.registration.stiffness import blocks, certainty, correlations, crowding, shorter
 from cloudreg.settings import RegistrationSettings
 from cloudreg.space import Grid
 
@@ -153,20 +153,56 @@ def seen_through(field, texture=0.0):
     return np.clip(100 + 900 * seen + 12 * rng.standard_normal(seen.shape), 1, None).astype(np.float32), truth
 
 
+def displaced(grid, fit, points_um):
+    index = grid.um_to_index(points_um).T
+    return np.stack([map_coordinates(c, index, order=1) for c in np.moveaxis(fit.flow.displacement, 3, 0)], axis=1)
+
+
 def median_error(solution, truth):
     return np.median(error_um(solution, PLACE, truth)[0])
 
 
-def test_a_prior_that_is_too_stiff_for_what_is_seen_is_weakened():
-    target, truth = seen_through(displacement_field(3, 450.0, 3.5))
-    stiff = {"regularization": (0.03, 0.03), "kernel_um": 600.0, "velocity_spacing_um": 350.0}
+@pytest.mark.parametrize(
+    ("field", "kernel_um", "found_um", "better"),
+    [((450.0, 3.5), 600.0, 600.0, 0.65), ((300.0, 2.5), 1200.0, 720.0, 0.8)],
+    ids=["too heavy", "too long"],
+)
+def test_a_prior_that_is_too_stiff_for_what_is_seen_is_softened(field, kernel_um, found_um, better):
+    target, truth = seen_through(displacement_field(3, *field))
+    stiff = {"regularization": (0.03, 0.03), "kernel_um": kernel_um, "velocity_spacing_um": kernel_um * 7 / 12}
     fixed, told = registered(target, soften=False, **stiff), registered(target, **stiff)
-    assert (fixed.softness, told.softness) == (1, 25)
-    assert median_error(told, truth) < 0.5 * median_error(fixed, truth)
+    assert fixed.softness == 1 and told.softness == 5
+    assert fixed.problem.smoothness.length == kernel_um
+    assert told.problem.smoothness.length == pytest.approx(found_um)
+    assert told.problem.velocity_grid == told.velocity_grid
+    assert median_error(told, truth) < better * median_error(fixed, truth)
     # It goes on where it was, and each of the further steps gains.
     assert told.energies[: len(fixed.energies)] == fixed.energies
     assert len(told.energies) > len(fixed.energies)
     assert all(energy.gained >= 0 for energy in told.energies)
+
+
+@pytest.mark.parametrize("times", [(), (3,)], ids=["stationary", "in time"])
+def test_a_shorter_kernel_begins_with_the_same_map(noisy_problem, times):
+    problem, fit = noisy_problem
+    momentum = np.random.default_rng(5).standard_normal((*times, *NODES.shape, 3)).astype(np.float32)
+    motion = problem.smoothness.motion(momentum)
+    motion = motion.times(300.0 / np.abs(motion.velocity).max())
+    moved = replace(fit, motion=motion, flow=integrate(motion.velocity, problem.smoothness.spacing))
+    softer, start = shorter(problem, moved)
+    assert softer.smoothness.length < problem.smoothness.length
+    assert softer.prior_weight == problem.prior_weight
+    assert start.motion.velocity.shape == (*times, *softer.velocity_grid.shape, 3)
+    periods = [np.array(p.velocity_grid.shape) * p.velocity_grid.voxel_size_um for p in (problem, softer)]
+    np.testing.assert_allclose(*periods)
+    points = np.random.default_rng(6).uniform(1500, 6500, (500, 3))
+    there = [displaced(p.velocity_grid, f, points) for p, f in ((problem, moved), (softer, start))]
+    assert np.linalg.norm(there[0], axis=1).max() > 100
+    assert np.linalg.norm(there[1] - there[0], axis=1).max() < 0.05 * np.linalg.norm(there[0], axis=1).max()
+    np.testing.assert_allclose(
+        softer.smoothness.motion(start.motion.momentum).velocity, start.motion.velocity, atol=0.1
+    )
+    assert softer.evaluate(start).data == pytest.approx(problem.evaluate(moved).data, rel=0.02)
 
 
 @pytest.mark.parametrize("texture", [0.0, 0.06], ids=["noise", "false texture"])

@@ -292,14 +292,17 @@ class Descent:
         def fitted(problem: Problem, fit: Fit, steps: int) -> Fit:
             return self._fitted(problem, fit, number, group, steps, far=False)[0]
 
-        softer = softened(problem, fit, fitted, self.scales.unit)
-        self.softness = softer.factor
-        if softer.factor == 1:
+        softer, start = softened(problem, fit, fitted, self.scales.unit)
+        if softer is problem:
             return fit, problem, []
-        report(f"a softer map foretells more of the target: the prior is weakened to 1/{softer.factor:.0f}")
-        problem = problem.stiffened(1 / softer.factor)
-        fit, energies = self._fitted(problem, softer.fit, number, group, _SETTLED, far=False)
-        return fit, problem, energies
+        self.softness = round(problem.prior_weight / softer.prior_weight, 6)
+        text = f"a softer map foretells more of the target: the prior is weakened to 1/{self.softness:.0f}"
+        if softer.smoothness.length < self.smoothness.length:
+            text += f", its kernel shortened to {softer.smoothness.length:.0f} um"
+        report(text)
+        self.grid, self.smoothness = softer.velocity_grid, softer.smoothness
+        fit, energies = self._fitted(softer, start, number, group, _SETTLED, far=False)
+        return fit, softer, energies
 
     def _recoloured(self, fit: Fit) -> Fit:
         """Give the atlases that need it the greys that the target has where the fit lays them."""

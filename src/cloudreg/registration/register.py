@@ -304,6 +304,7 @@ def _finish(solution: Solution, images: Images, *, within: bool = False) -> Regi
     figures["greys_told"] = solution.share
     figures["recoloured"] = solution.recoloured[0]
     figures["prior_softened"] = solution.softness
+    figures["kernel_um"] = solution.problem.smoothness.length
     refuse_failure(figures)
     figures["doubts"] = doubts_about(figures)
     return Registration(

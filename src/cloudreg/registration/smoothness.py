@@ -69,6 +69,7 @@ class Smoothness:
     ) -> None:
         self.shape = shape
         self.spacing = spacing
+        self.length = length
         symbol = np.ones((1, 1, 1))
         for axis, (n, h) in enumerate(zip(shape, spacing.astype(float), strict=True)):
             f = np.fft.rfftfreq(n) if axis == 2 else np.fft.fftfreq(n)

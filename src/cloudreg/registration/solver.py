@@ -215,7 +215,6 @@ class Problem:
         self.prior_weight = prior_weight
         self.softness = 1.0
         self.share = 1.0
-        self._um_to_velocity = np.linalg.inv(velocity_grid.affine)
         self._um_to_atlas = np.linalg.inv(level.atlas_grid.affine)
 
     def softened(self, softness: float) -> Problem:
@@ -226,9 +225,17 @@ class Problem:
 
     def stiffened(self, factor: float) -> Problem:
         """Return the same problem with its prior multiplied by ``factor``."""
+        return self.with_prior(self.velocity_grid, self.smoothness, self.prior_weight * factor)
+
+    def with_prior(self, velocity_grid: Grid, smoothness: Smoothness, weight: float) -> Problem:
+        """Return the same problem with another prior of the velocity."""
         other = copy(self)
-        other.prior_weight = self.prior_weight * factor
+        other.velocity_grid, other.smoothness, other.prior_weight = velocity_grid, smoothness, weight
         return other
+
+    def with_prior_of(self, other: Problem) -> Problem:
+        """Return the same problem with another one's prior of the velocity."""
+        return self.with_prior(other.velocity_grid, other.smoothness, other.prior_weight)
 
     @property
     def level(self) -> Level:
@@ -268,6 +275,7 @@ class Problem:
 
     def _arguments_of(self, level: Level, intensity: Intensity, fit: Fit) -> tuple[Any, ...]:
         index_to_um = fit.to_atlas @ level.target.grid.affine
+        um_to_velocity = np.linalg.inv(self.velocity_grid.affine)
         spacing = np.array(self.velocity_grid.voxel_size_um)[:, None]
         return (
             level.target.values,
@@ -276,7 +284,7 @@ class Problem:
             level.atlas,
             level.outside,
             fit.flow.displacement,
-            np.hstack([(self._um_to_velocity @ index_to_um)[:3], spacing]),
+            np.hstack([(um_to_velocity @ index_to_um)[:3], spacing]),
             (self._um_to_atlas @ index_to_um)[:3],
             np.ascontiguousarray(self._um_to_atlas[:3, :3]),
             intensity.contrast.coefficients,

@@ -9,19 +9,23 @@ same map, tell whether the finer ones have noise of their own. Independent noise
 does not.
 
 *Whether a softer map foretells more* (`softened`): some blocks of the target are withheld, and the map is fitted with a
-weaker prior. Where that explains the withheld blocks clearly better, there is more to deform than the prior expects, as
-in the folds of two people's brains. A map that only follows noise, or what the contrast can't say, explains them no
-better (cross-validation: Stone, J. R. Statist. Soc. B 36:111-147, 1974).
+weaker prior, and then with one of a shorter kernel. Where that explains the withheld blocks better by more than chance,
+there is more to deform than the prior expects, as in the folds of two people's brains. A map that only follows noise,
+or what the contrast can't say, explains them no better (cross-validation: Stone, J. R. Statist. Soc. B 36:111-147,
+1974).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
+import scipy.fft
 from numpy.typing import NDArray
 
+from cloudreg.registration.flow import integrate
+from cloudreg.registration.smoothness import Smoothness
 from cloudreg.registration.solver import Fit, Problem
 from cloudreg.space import Grid
 
@@ -33,11 +37,16 @@ _FAR = 0.1
 """Correlation of residuals half a block apart above which what is withheld follows from what is shown, whatever the
 map. Under uneven light (0.4 in a phantom) every softer map seemed to foretell more, and was worse."""
 
-_PARTS, _SURE = 16, 2.0
-"""What is withheld is judged in so many parts, and a softer map must foretell more of it by so many standard errors."""
+_PARTS, _SURE = 16, 1.0
+"""What is withheld is judged in so many parts, and a softer map must foretell more of it by so many standard errors: of
+models as good as each other, the simplest is taken (Breiman, Friedman, Olshen, Stone, Classification and Regression
+Trees, 1984, 3.4.3)."""
 
-_FACTOR, _MOST = 5.0, 25.0
-"""By how much the prior is weakened at once, and at most."""
+_WEAKER = 5.0
+"""By how much the prior is weakened."""
+
+_SHORTER, _CLOSER = 0.6, 0.7
+"""By how much its kernel is shortened, and the nodes of the velocity are moved together."""
 
 _WITHHELD, _BLOCK = 0.12, 8.0
 """Part of the target, and the size of its blocks: in units, and at least in voxels. Residuals that are no noise reach
@@ -45,22 +54,6 @@ over several voxels: in blocks half as large, a phantom's map that followed a fa
 
 _STEPS = 6
 """Of the velocity, in a trial."""
-
-
-@dataclass(frozen=True)
-class Softer:
-    """What a softer prior found.
-
-    Parameters
-    ----------
-    factor
-        By which the prior was divided; 1 where no softer one foretold more.
-    fit
-        With that prior and part of the target withheld: where to go on from.
-    """
-
-    factor: float
-    fit: Fit
 
 
 def crowding(apart: tuple[Problem, Fit], here: tuple[Problem, Fit]) -> float:
@@ -119,8 +112,10 @@ def _block_um(grid: Grid, unit_um: float) -> float:
     return _BLOCK * max(unit_um, *grid.voxel_size_um)
 
 
-def softened(problem: Problem, fit: Fit, fitted: Callable[[Problem, Fit, int], Fit], unit_um: float) -> Softer:
-    """Weaken the prior for as long as that foretells clearly more of what is withheld.
+def softened(
+    problem: Problem, fit: Fit, fitted: Callable[[Problem, Fit, int], Fit], unit_um: float
+) -> tuple[Problem, Fit]:
+    """Weaken the prior, and then shorten its kernel, if that foretells more of what is withheld.
 
     Parameters
     ----------
@@ -130,36 +125,64 @@ def softened(problem: Problem, fit: Fit, fitted: Callable[[Problem, Fit, int], F
         Takes so many steps of the velocity in a problem, from a fit on.
     unit_um
         The unit of length.
+
+    Returns
+    -------
+    Problem, Fit
+        The same problem with the softest prior that foretold more, and where to go on from there: a fit with that
+        prior, part of the target withheld. What was given, where none did.
     """
     target, few = problem.level.target, problem.thinned(unit_um)
     foreground = target.fetched().foreground
     part = blocks(target.grid, _block_um(target.grid, unit_um), _PARTS, _WITHHELD)
-    shown = few.without(part >= 0)
     hidden = [few.without((part != k) | ~foreground) for k in range(_PARTS)]
     hidden = [one for one in hidden if one.observed]
     if len(hidden) < 2:
-        return Softer(1.0, fit)
+        return problem, fit
     sizes = np.array([one.observed for one in hidden])
 
-    def foretold(found: Fit) -> NDArray[np.float64]:
+    def foretold(shown: Problem, found: Fit) -> NDArray[np.float64]:
         # By one mixture, so that no noise that was estimated anew has a part in it.
         alike = (
             replace(i, mixture=before.mixture) for i, before in zip(found.intensities, fit.intensities, strict=True)
         )
         judged = replace(found, intensities=tuple(alike))
-        return -np.array([one.evaluate(judged).data for one in hidden])
+        return -np.array([one.with_prior_of(shown).evaluate(judged).data for one in hidden])
 
     # What was withheld is in the fit already: it has to be forgotten first.
-    best = Softer(1.0, fitted(shown, fit, _STEPS))
-    known = foretold(best.fit)
-    while best.factor < _MOST:
-        factor = best.factor * _FACTOR
-        trial = Softer(factor, fitted(shown.stiffened(1 / factor), best.fit, _STEPS))
-        tells = foretold(trial.fit)
+    shown = few.without(part >= 0)
+    best = fitted(shown, fit, _STEPS)
+    known = foretold(shown, best)
+    found = problem, fit
+    for soften in (weaker, shorter):
+        softer, start = soften(shown, best)
+        trial = fitted(softer, start, _STEPS)
+        tells = foretold(softer, trial)
         if certainty(tells - known, sizes) < _SURE:
             break
-        best, known = trial, tells
-    return best
+        shown, best, known = softer, trial, tells
+        found = problem.with_prior_of(shown), best
+    return found
+
+
+def weaker(problem: Problem, fit: Fit) -> tuple[Problem, Fit]:
+    """Return the problem with a weaker prior, and where to start from there: the fit as it is."""
+    return problem.stiffened(1 / _WEAKER), fit
+
+
+def shorter(problem: Problem, fit: Fit) -> tuple[Problem, Fit]:
+    """Return the problem with a shorter kernel, on a velocity grid with more nodes in the same period; and the fit there.
+
+    The map stays: the velocity is interpolated, and its momentum is the one that the new kernel turns into it.
+    """
+    before, grid = problem.smoothness, problem.velocity_grid
+    shape = [scipy.fft.next_fast_len(int(np.ceil(n / _CLOSER)), real=True) for n in grid.shape]
+    spacing = [v * n / more for v, n, more in zip(grid.voxel_size_um, grid.shape, shape, strict=True)]
+    closer = Grid.from_spacing(shape, spacing, grid.origin_um.tolist())
+    smoothness = Smoothness(closer.shape, np.array(spacing, dtype=np.float32), before.length * _SHORTER)
+    motion = smoothness.refined(fit.motion, before)
+    flow = integrate(motion.velocity, smoothness.spacing)
+    return problem.with_prior(closer, smoothness, problem.prior_weight), replace(fit, motion=motion, flow=flow)
 
 
 def certainty(gains: NDArray[np.float64], sizes: NDArray[np.integer]) -> float:
