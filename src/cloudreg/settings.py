@@ -142,8 +142,8 @@ class RegistrationSettings(Settings):
     )
     soften: bool = Field(
         True,
-        description="in the end, weaken the smoothness prior where a softer map foretells clearly more of parts of the "
-        "target that were withheld",
+        description="in the end, weaken the smoothness prior, and shorten its kernel, where that foretells more of "
+        "parts of the target that were withheld",
     )
     missing_data: bool = Field(True, description="give voxels that were not observed no weight")
     grid_correction: Literal["none", "z", "y", "x"] = Field(

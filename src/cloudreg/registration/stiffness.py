@@ -171,7 +171,7 @@ def weaker(problem: Problem, fit: Fit) -> tuple[Problem, Fit]:
 
 
 def shorter(problem: Problem, fit: Fit) -> tuple[Problem, Fit]:
-    """Return the problem with a shorter kernel, on a velocity grid with more nodes in the same period; and the fit there.
+    """Return the problem with a shorter kernel, and more nodes of the velocity in the same period; and the fit there.
 
     The map stays: the velocity is interpolated, and its momentum is the one that the new kernel turns into it.
     """
