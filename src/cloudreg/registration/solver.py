@@ -58,6 +58,9 @@ _THINNED = 2 / 3
 """Part of a level's steps for which some of the voxels do, where these lie closer together than the deformation needs.
 The last ones see all, and so less of the noise."""
 
+_LONGEST_TURN = 0.5
+"""Largest change of a parameter in a step of the affine: about radians, doublings and half brains."""
+
 _FIRST_DAMPING = 1e-2
 """Of the affine's Gauss-Newton steps, relative to the diagonal of their curvature."""
 
@@ -346,7 +349,8 @@ class Problem:
 
         def update(damping: float) -> NDArray[np.float64]:
             theta = -np.linalg.solve(curvature + damping * diagonal, slope)
-            return group.moved(fit.to_atlas, theta)
+            # Where hardly anything overlaps, the curvature tells of no step that it is too long.
+            return group.moved(fit.to_atlas, theta * min(1.0, _LONGEST_TURN / max(np.abs(theta).max(), 1e-30)))
 
         return update
 
