@@ -127,12 +127,15 @@ class RegistrationSettings(Settings):
     time_steps: int = Field(4, ge=1, le=32, description="parts of the way with a velocity each, where time-dependent")
     kernel_um: float | None = Field(None, gt=0, description="length a of the smoothness operator (1 - a^2 Laplacian)^2")
     velocity_spacing_um: float | None = Field(None, gt=0, description="voxel size of the velocity grid")
-    regularization: tuple[float, ...] = Field(
+    regularization: tuple[Annotated[float, Field(gt=0)], ...] = Field(
         (0.01, 0.002, 0.0005),
+        min_length=1,
         description="weight of the velocity's energy per level, coarse to fine; with regions in the target's greys "
         "the finest level has that of the one before",
     )
-    iterations: tuple[int, ...] = Field((8, 15, 25), description="largest number of Gauss-Newton steps per level")
+    iterations: tuple[Annotated[int, Field(ge=0)], ...] = Field(
+        (8, 15, 25), min_length=1, description="largest number of Gauss-Newton steps per level"
+    )
     contrast_order: int = Field(3, ge=1, le=5, description="degree of the polynomial that maps atlas to target grey")
     contrast_spacing_um: float | None = Field(None, gt=0, description="distance of the contrast's nodes")
     recolour: bool = Field(

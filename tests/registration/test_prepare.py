@@ -3,8 +3,8 @@ import pytest
 
 from brains import VOXEL_UM, brain
 from cloudreg.errors import InputError
-from cloudreg.registration.levels import thinned
-from cloudreg.registration.prepare import prepare
+from cloudreg.registration.levels import otsu_threshold, thinned
+from cloudreg.registration.prepare import prepare, sampled
 from cloudreg.space import Grid
 
 
@@ -47,12 +47,49 @@ def test_a_large_image_of_which_next_to_nothing_was_observed_is_normalised_by_th
     assert prepared(values).values[75, 75, 1] > 0.5
 
 
-def test_a_saturated_blob_does_not_set_the_scale():
+@pytest.mark.parametrize("side", [3, 5, 9])
+@pytest.mark.parametrize("times", [3, 20, 60])
+@pytest.mark.parametrize("at", [(20, 16, 20), (0, 0, 0)], ids=["in the tissue", "in the air"])
+def test_a_saturated_blob_does_not_set_the_scale(side, times, at):
     values = camera(brain())
-    blob = values.copy()
-    blob[20:23, 16:19, 20:23] = 65535
-    np.testing.assert_allclose(np.median(prepared(blob).values), np.median(prepared(values).values), atol=0.01)
-    assert prepared(blob).values.max() < 2
+    blob = tuple(slice(start, start + side) for start in at)
+    spoilt = values.copy()
+    spoilt[blob] = 1000 * times
+    assert side**3 < 0.015 * values.size
+    expected, found = prepared(values).values, prepared(spoilt).values
+    assert found.max() < 2
+    expected[blob] = found[blob] = 0
+    np.testing.assert_allclose(found, expected, atol=0.03)
+
+
+def test_noise_has_no_outliers_that_are_a_brain():
+    values = 100 + np.random.default_rng(0).standard_normal((40, 40, 40))
+    values[:6, :6, :6] += 1000
+    # A brain as small as a tenth of its field each way is doubtful, but nothing else is there.
+    assert 103 < otsu_threshold(values) < 1097
+
+
+@pytest.mark.parametrize("times", [5, 60])
+def test_what_a_mask_leaves_out_has_no_part_in_the_scale(times):
+    values = camera(brain())
+    mask = np.ones(values.shape, dtype=np.float32)
+    mask[:3] = 0
+    spoilt = values.copy()
+    spoilt[:3] = 1000 * times
+    np.testing.assert_allclose(prepared(spoilt, mask=mask).values, prepared(values, mask=mask).values, atol=1e-5)
+
+
+@pytest.mark.parametrize("factor", [1, 2, 4, 40])
+def test_a_coarse_image_is_sampled_to_its_faces(factor):
+    coarse = np.ones((40 // factor,) * 3, dtype=np.float32)
+    step = np.diag([1 / factor] * 3 + [1])
+    # From voxel to voxel of a grid that begins at the same face, but for a little rounding.
+    step[:3, 3] = 0.5 / factor - 0.5 - 1e-9
+    np.testing.assert_array_equal(sampled(coarse, step, (40, 40, 40)), 1)
+    shifted = step.copy()
+    shifted[0, 3] += 10 / factor
+    half = sampled(coarse, shifted, (40, 40, 40))
+    assert (half[:30] == 1).all() and (half[30:] == 0).all()
 
 
 def test_zeros_that_are_not_background_are_lost_data():

@@ -180,6 +180,84 @@ def test_a_softened_map_is_right_both_ways_and_the_report_says_it(files, engine,
     assert "A softer map foretold more of the sample" in lead
 
 
+def test_what_lies_beyond_the_target_was_not_observed(files, engine, tmp_path):
+    whole = open_volume(str(files / "target.ome.zarr"))
+    cropped = Grid.from_spacing((46, 38, 21), (VOXEL_UM,) * 3, TARGET_GRID.index_to_um((0, 0, 21)).tolist())
+    write_volume(str(tmp_path / "right.ome.zarr"), whole.read()[:, :, 21:], cropped, orientation="asr")
+    start = np.eye(4)
+    start[:3, 3] = (60.0, 30.0, -50.0)
+    registration = register_volume(
+        open_volume(str(tmp_path / "right.ome.zarr")), atlas(files), SETTINGS, engine=engine, initial_affine=start
+    )
+    assert registration.figures["observed_fraction"] == pytest.approx(0.5, abs=0.1)
+    assert registration.figures["score"] < 0.65
+
+
+@pytest.mark.parametrize("start", ["scale", "affine"])
+def test_a_brain_that_is_known_to_be_scaled_is_no_failure(files, engine, tmp_path, start):
+    large = Grid.from_spacing(TARGET_GRID.shape, (4 * VOXEL_UM,) * 3)
+    values = open_volume(str(files / "target.ome.zarr")).read()
+    write_volume(str(tmp_path / "large.ome.zarr"), values, large, orientation="asr")
+    target = open_volume(str(tmp_path / "large.ome.zarr"))
+    with pytest.raises(InputError, match=r"times as wide as the atlas's.*--scale"):
+        register_volume(target, atlas(files), SETTINGS, engine=engine)
+    settings = RegistrationSettings(levels=2, iterations=(6, 10))
+    initial = None
+    if start == "scale":
+        settings = settings.model_copy(update={"scale": (4.0,)})
+    else:
+        initial = np.diag([4.0, 4.0, 4.0, 1.0])
+    found = register_volume(target, atlas(files), settings, engine=engine, initial_affine=initial).figures
+    np.testing.assert_allclose(found["affine_scales"], 4, rtol=0.1)
+    np.testing.assert_allclose(found["affine_scales_beyond_given"], np.array(found["affine_scales"]) / 4)
+    assert not any("scaled" in doubt for doubt in found["doubts"])
+
+
+@pytest.mark.parametrize(
+    ("start", "message"),
+    [
+        (np.diag([1.0, 1.0, -1.0, 1.0]), "keeps left and right, got one that mirrors.*allow_mirror"),
+        (np.diag([1.0, 0.0, 1.0, 1.0]), "4 x 4 and invertible"),
+        (np.full((4, 4), np.nan), "4 x 4 and invertible"),
+        (np.eye(3), "4 x 4 and invertible"),
+    ],
+)
+def test_a_start_that_is_no_map_of_a_brain_is_refused(files, engine, start, message):
+    target = open_volume(str(files / "target.ome.zarr"))
+    with pytest.raises(InputError, match=message):
+        register_volume(target, atlas(files), SETTINGS, engine=engine, initial_affine=start)
+
+
+def test_two_masks_have_no_correlation_and_are_judged_by_what_matches(engine, tmp_path):
+    shape = (brain() > 0.3).astype(np.uint8)
+    for name in ("template", "target"):
+        write_volume(str(tmp_path / f"{name}.ome.zarr"), shape, ATLAS_GRID, orientation="asr")
+    shown = load_atlas(template=tmp_path / "template.ome.zarr")
+    registration = register_volume(open_volume(str(tmp_path / "target.ome.zarr")), shown, SETTINGS, engine=engine)
+    figures = registration.figures
+    assert figures["correlation"] is None or figures["correlation"] > 0.5
+    assert figures["matched_fraction"] > 0.9
+    json.dumps(figures, allow_nan=False)
+
+
+@pytest.mark.parametrize(("factor", "dtype", "inside"), [(1, "u1", 255), (4, "f4", 1.0)])
+def test_a_mask_of_all_ones_changes_nothing_however_coarse(files, folder, engine, tmp_path, factor, dtype, inside):
+    grid = TARGET_GRID.downsampled((factor,) * 3)
+    write_volume(str(tmp_path / "mask.ome.zarr"), np.full(grid.shape, inside, dtype=dtype), grid)
+    target, mask = open_volume(str(files / "target.ome.zarr")), open_volume(str(tmp_path / "mask.ome.zarr"))
+    masked = register_volume(target, atlas(files), SETTINGS, engine=engine, mask=mask)
+    np.testing.assert_array_equal(masked.transform.affine, open_registration(folder).transform.affine)
+
+
+def test_a_mask_of_no_numbers_is_refused(files, engine, tmp_path):
+    mask = np.ones(TARGET_GRID.shape, dtype=np.float32)
+    mask[3, 4, 5] = np.nan
+    write_volume(str(tmp_path / "mask.ome.zarr"), mask, TARGET_GRID)
+    target, mask = open_volume(str(files / "target.ome.zarr")), open_volume(str(tmp_path / "mask.ome.zarr"))
+    with pytest.raises(InputError, match="mask holds values that are no numbers"):
+        register_volume(target, atlas(files), SETTINGS, engine=engine, mask=mask)
+
+
 def test_half_a_brain_squeezed_into_a_whole_one_is_called_failed(files, half, engine):
     whole = SETTINGS.model_copy(update={"find_cuts": False})
     with pytest.raises(RegistrationFailedError, match="one way"):

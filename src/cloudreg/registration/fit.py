@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
+from cloudreg.errors import InputError
 from cloudreg.registration.affine import affine_group
 from cloudreg.registration.backend import MAIN_MEMORY, Backend
 from cloudreg.registration.checkpoint import Checkpoint, Progress
@@ -23,6 +25,9 @@ from cloudreg.space import Grid
 
 _UNITS_PER_BRAIN = 78
 """The solver's unit of length is this fraction of the brain's size: 100 um for a mouse (cube root of 470 mm3)."""
+
+_MOST_NODES = 5e7
+"""Of a velocity grid: a field on it is half a gigabyte, and a fit keeps dozens."""
 
 _COARSEST = 6
 """Units that a voxel of the first level stays below."""
@@ -99,17 +104,28 @@ def choose_scales(atlas: Image, target: Grid, template: Grid, settings: Registra
 
 
 def velocity_grid_for(atlas: Image, scales: Scales) -> Grid:
-    """Return an axis-aligned grid over the atlas that reaches at least two kernel lengths beyond the brain."""
+    """Return an axis-aligned grid over the atlas that reaches at least two kernel lengths beyond the brain.
+
+    Raises
+    ------
+    InputError
+        If it has more nodes than any memory holds.
+    """
     from scipy.fft import next_fast_len
 
     low, high = atlas.grid.bounds_um()
     ends = [np.flatnonzero(atlas.slices_with_tissue(axis))[[0, -1]] for axis in range(3)]
-    brain = atlas.grid.index_to_um(np.stack(ends, axis=1))
+    brain = atlas.grid.index_to_um(list(itertools.product(*ends)))
     low = np.minimum(low, brain.min(axis=0) - 2 * scales.kernel)
     high = np.maximum(high, brain.max(axis=0) + 2 * scales.kernel)
     spacing = scales.velocity_spacing
     # Even: the coarse levels use every other node.
     shape = [2 * next_fast_len(int(n), real=True) for n in np.ceil(((high - low) / spacing + 1) / 2)]
+    if np.prod(np.asarray(shape, dtype=float)) > _MOST_NODES:
+        raise InputError(
+            f"expected a velocity grid of at most {_MOST_NODES:.0e} nodes, got {' x '.join(map(str, shape))}: choose "
+            f"registration.kernel_um below {scales.kernel:.4g} or velocity_spacing_um above {spacing:.4g}"
+        )
     origin = (low + high) / 2 - (np.asarray(shape) - 1) / 2 * spacing
     return Grid.from_spacing(shape, (spacing,) * 3, origin.tolist())
 

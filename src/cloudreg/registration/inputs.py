@@ -19,7 +19,7 @@ from cloudreg.registration.descent import Scales
 from cloudreg.registration.even import even_out
 from cloudreg.registration.fit import choose_scales
 from cloudreg.registration.levels import Image
-from cloudreg.registration.prepare import prepare
+from cloudreg.registration.prepare import prepare, sampled
 from cloudreg.settings import RegistrationSettings
 from cloudreg.space import Grid, axes_between, proper_orientations
 from cloudreg.transforms import Frame, affine_between_middles
@@ -33,6 +33,9 @@ _PREVIEW = 96
 
 _MOST_EXTENT, _MOST_SIZE = 12.0, 3.0
 """By how much the volumes, and what is in them, may differ in width: half a brain, or one in a head, by less than 2."""
+
+_MOST_WEIGHT = 1.01
+"""Weights that were interpolated may be a little more than 1."""
 
 _LEAST_OVERLAP = 0.1
 """Part of the smaller volume that lies in the other one where a fit may start."""
@@ -109,7 +112,7 @@ def start_affine(
                 "expected one place to start from, got an initial affine and a rotation, translation or scale: "
                 "the affine holds all of these"
             )
-        return initial_affine
+        return _proper(initial_affine, settings)
     if not settings.moved:
         return None
     start = affine_between_middles(
@@ -127,6 +130,25 @@ def start_affine(
             "translation is in micrometres, along the target's axes z y x"
         )
     return start
+
+
+def _proper(affine: NDArray[np.float64], settings: RegistrationSettings) -> NDArray[np.float64]:
+    affine = np.asarray(affine, dtype=np.float64)
+    if affine.shape != (4, 4) or not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-12:
+        raise InputError(f"expected an affine to start from, 4 x 4 and invertible, got {affine.tolist()}")
+    if np.linalg.det(affine[:3, :3]) < 0 and not settings.allow_mirror:
+        raise InputError(
+            "expected an affine to start from that keeps left and right, got one that mirrors: check the signs of its "
+            "axes (RAS or LPS), or set registration.allow_mirror: true"
+        )
+    return affine
+
+
+def given_scales(start: NDArray[np.float64] | None, settings: RegistrationSettings) -> NDArray[np.float64]:
+    """Return what is known of the atlas's scales before the fit: 3 x 3, atlas um to target um up to a turn."""
+    if start is not None:
+        return start[:3, :3]
+    return np.diag(np.broadcast_to(np.asarray(settings.scale or 1.0, dtype=np.float64), 3))
 
 
 def require_like_size(target: Image, template: Image) -> None:
@@ -193,12 +215,10 @@ def _prepared(
 
 
 def _on_grid(mask: Volume, grid: Grid, engine: Engine) -> NDArray[np.float32]:
-    """Sample a mask at the target's voxels."""
-    from scipy.ndimage import affine_transform
-
-    values, own = read_resampled(mask, max(grid.voxel_size_um), engine=engine)
-    if values.max() > 1:
-        values = (values > 0).astype(np.float32)
+    """Sample a mask at the target's voxels: weights as they are, of other numbers how many are not 0."""
+    values, own, other = read_resampled(mask, max(grid.voxel_size_um), engine=engine, weight=True)
+    if not np.isfinite(values).all():
+        raise InputError("the mask holds values that are no numbers (NaN or infinite): weights are from 0 to 1")
+    weights = mask.dtype.kind == "f" and values.max() < _MOST_WEIGHT
     step = np.linalg.inv(own.affine) @ grid.affine
-    sampled = affine_transform(values, step[:3, :3], step[:3, 3], grid.shape, order=1, mode="constant")
-    return np.asarray(np.clip(sampled, 0, 1), dtype=np.float32)
+    return np.clip(sampled(values if weights else other, step, grid.shape), 0, 1)

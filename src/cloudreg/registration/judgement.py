@@ -5,18 +5,35 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from cloudreg.errors import InputError, RegistrationFailedError
 from cloudreg.registration.fit import Solution
 from cloudreg.registration.flow import jacobian_determinant
+from cloudreg.registration.levels import Image
 from cloudreg.registration.pose import MOST_ANISOTROPY, MOST_VOLUME, TIE
 from cloudreg.registration.solver import Explanation
 from cloudreg.transforms import Transform
 from cloudreg.transforms.transform import inverse_consistency_um
 
 
-def figures_of(solution: Solution, transform: Transform, explanation: Explanation) -> dict[str, Any]:
+def figures_of(
+    solution: Solution,
+    transform: Transform,
+    explanation: Explanation,
+    template: Image,
+    given: NDArray[np.float64],
+) -> dict[str, Any]:
     """Return the numbers by which to judge a fit, as the manifest keeps them.
+
+    Parameters
+    ----------
+    solution, transform, explanation
+        What was found.
+    template
+        Of the first pair, normalised.
+    given
+        3 x 3, what the atlas's scales were known to be: atlas um to target um up to a turn.
 
     Raises
     ------
@@ -30,22 +47,26 @@ def figures_of(solution: Solution, transform: Transform, explanation: Explanatio
         raise InputError("the atlas's brain and the target do not overlap: check the orientation and the voxel size")
     determinant = jacobian_determinant(fit.flow.displacement, fit.flow.spacing)
     scale = np.linalg.svd(transform.affine[:3, :3], compute_uv=False)
+    beyond = np.linalg.svd(np.linalg.solve(given, transform.affine[:3, :3]), compute_uv=False)
+    # One grey has no correlation.
+    varied = min(float(np.std(grey)), float(np.std(predicted))) > 0
     index = np.argwhere(explanation.atlas > 0.15)
     sample = level.target.grid.index_to_um(index[:: max(1, len(index) // 20000)])
     inside_atlas, _ = transform.target_to_atlas(sample)
     consistency = inverse_consistency_um(transform, inside_atlas)
     poses = solution.poses
     matched = float(explanation.match[tissue].mean())
-    observed = float((level.target.weight > 0)[explanation.atlas > 0.15].mean())
+    observed = _observed(level.target, template, transform)
     return {
         "resolution_um": level.voxel_um,
         "explained_variance": 1 - float(np.var(grey - predicted) / max(np.var(grey), 1e-12)),
-        "correlation": float(np.corrcoef(grey, predicted)[0, 1]),
+        "correlation": float(np.corrcoef(grey, predicted)[0, 1]) if varied else None,
         "matched_fraction": matched,
         "observed_fraction": observed,
         "score": matched * observed,
         "noise": fit.mixture.sigma_match,
         "affine_scales": [float(s) for s in scale],
+        "affine_scales_beyond_given": [float(s) for s in beyond],
         "displacement_median_um": float(np.median(np.linalg.norm(fit.flow.displacement, axis=-1))),
         "displacement_max_um": float(np.linalg.norm(fit.flow.displacement, axis=-1).max()),
         "jacobian_min": float(determinant.min()),
@@ -59,9 +80,18 @@ def figures_of(solution: Solution, transform: Transform, explanation: Explanatio
     }
 
 
+def _observed(target: Image, template: Image, transform: Transform) -> float:
+    """Return the part of the template's brain that lies on voxels of the target that were observed."""
+    tissue = np.argwhere(template.values > 0.15)
+    there, _ = transform.atlas_to_target(template.grid.index_to_um(tissue[:: max(1, len(tissue) // 20000)]))
+    index = np.rint(target.grid.um_to_index(there)).astype(int)
+    inside = ((index >= 0) & (index < target.weight.shape)).all(axis=1)
+    return float((target.weight[tuple(index[inside].T)] > 0).sum() / max(1, len(index)))
+
+
 def refuse_failure(figures: dict[str, Any]) -> None:
     """Raise where the fit is no registration at all; finer judgements are the report's."""
-    low, high = min(figures["affine_scales"]), max(figures["affine_scales"])
+    low, high = min(figures["affine_scales_beyond_given"]), max(figures["affine_scales_beyond_given"])
     advice = "check the orientation letters, the voxel size and the channel"
     # Clearing swells and shrinks a brain by some tens of per cent, and not one way half as much again as another: half
     # a brain taken for a whole one is squeezed like that.
@@ -69,10 +99,12 @@ def refuse_failure(figures: dict[str, Any]) -> None:
         raise RegistrationFailedError(
             f"the registration failed: it scales the brain by {low:.2f} one way and {high:.2f} another; {advice}"
         )
-    if figures["matched_fraction"] < 0.2 or figures["correlation"] < 0.1:
+    correlation = figures["correlation"]
+    if figures["matched_fraction"] < 0.2 or (correlation is not None and correlation < 0.1):
+        said = "has but one grey" if correlation is None else f"correlates {correlation:.2f} with the target"
         raise RegistrationFailedError(
             f"the registration failed: only {figures['matched_fraction']:.0%} of the brain matches the atlas and the "
-            f"predicted image correlates {figures['correlation']:.2f} with the target; {advice}"
+            f"predicted image {said}; {advice}"
         )
     if figures["jacobian_min"] <= 0:
         raise RegistrationFailedError("the registration failed: the map folds; raise the regularization")
@@ -80,8 +112,8 @@ def refuse_failure(figures: dict[str, Any]) -> None:
 
 def doubts_about(figures: dict[str, Any]) -> list[str]:
     """Return what speaks against a fit that isn't refused, a sentence each."""
-    low, high = min(figures["affine_scales"]), max(figures["affine_scales"])
-    volume = float(np.prod(figures["affine_scales"]))
+    low, high = min(figures["affine_scales_beyond_given"]), max(figures["affine_scales_beyond_given"])
+    volume = float(np.prod(figures["affine_scales_beyond_given"]))
     doubts = []
     if not 1 / MOST_VOLUME < volume < MOST_VOLUME:
         doubts.append(f"the atlas had to be scaled to {volume:.2f} of its volume: check the voxel size")

@@ -18,6 +18,12 @@ from cloudreg.registration.backend import Backend, Field, backend_of
 from cloudreg.registration.sampling import SPLINE_MARGIN
 from cloudreg.space import Grid
 
+_OUTLIERS = 0.015
+"""Part of a volume that is less than any brain's: one whose field is four times as wide each way."""
+
+_TWO_CLASSES = 0.75
+"""Part of the variance between two classes that are two: of one, it is 0.64 (normal) to 0.75 (uniform)."""
+
 _ENOUGH, _FEW = 2**21, 10_000
 """Voxels that tell a threshold, and so few that they don't if there are more."""
 
@@ -198,11 +204,39 @@ def make_level(target: Image, atlas: Image, voxel_um: float) -> Level:
     )
 
 
+def tissue_between(values: NDArray[np.floating]) -> tuple[float, float]:
+    """Return the greys between which a brain lies: its background's threshold, and where outliers begin.
+
+    The threshold is Otsu's. Where it leaves fewer voxels than any brain has, these are a saturated blob, a bubble's
+    edge or debris, and the rest is asked again.
+    """
+    highest, count = np.inf, values.size
+    threshold, _ = _otsu(values)
+    while True:
+        few = values >= threshold
+        if not 0 < few.sum() < _OUTLIERS * count:
+            return threshold, highest
+        rest = values[~few]
+        lower, told = _otsu(rest)
+        # A background without a brain has no two classes either.
+        if told < _TWO_CLASSES:
+            return threshold, highest
+        values, highest, threshold = rest, threshold, lower
+
+
 def otsu_threshold(values: NDArray[np.floating]) -> float:
-    """Return the threshold that best separates the values into two classes (Otsu, IEEE TSMC 9:62-66, 1979)."""
+    """Return the threshold between background and tissue, see `tissue_between`."""
+    return tissue_between(values)[0]
+
+
+def _otsu(values: NDArray[np.floating]) -> tuple[float, float]:
+    """Return the threshold that best separates the values into two classes, and the part of the variance between them.
+
+    Otsu, IEEE TSMC 9:62-66, 1979.
+    """
     low, high = np.quantile(values, [0.001, 0.999])
     if not high > low:
-        return float(high)
+        return float(high), 0.0
     counts, edges = np.histogram(values, bins=256, range=(float(low), float(high)))
     centres = (edges[1:] + edges[:-1]) / 2
     below = np.cumsum(counts)[:-1].astype(float)
@@ -210,7 +244,11 @@ def otsu_threshold(values: NDArray[np.floating]) -> float:
     mass = np.cumsum(counts * centres)
     mean_below = mass[:-1] / np.maximum(below, 1)
     mean_above = (mass[-1] - mass[:-1]) / np.maximum(above, 1)
-    return float(edges[1 + int(np.argmax(below * above * (mean_above - mean_below) ** 2))])
+    between = below * above * (mean_above - mean_below) ** 2
+    best = int(np.argmax(between))
+    total = counts.sum()
+    whole = float((counts * centres**2).sum() - mass[-1] ** 2 / total)
+    return float(edges[1 + best]), float(between[best] / total / max(whole, 1e-30))
 
 
 def _block_sum(array: Field, factors: Sequence[int]) -> Field:

@@ -8,7 +8,8 @@ from numpy.typing import NDArray
 from cloudreg.errors import InputError
 from cloudreg.execution import Engine
 from cloudreg.io import Volume, read_resampled
-from cloudreg.registration.levels import Image, greys_of, otsu_threshold
+from cloudreg.registration.levels import Image, greys_of, tissue_between
+from cloudreg.registration.threads import together
 from cloudreg.space import Grid
 
 _BRIGHTEST = 1.6
@@ -20,6 +21,9 @@ as in most images: a few bright layers of a Nissl stain would else leave the res
 
 _LEAST_KNEE = 0.01
 """The smallest grey at which the compression bends: below lies the noise of the background."""
+
+_ROUNDING = 1e-3
+"""Of a voxel, by which grids that are meant to end together may miss."""
 
 _GAP = 0.06
 """Gaps between labels that are closed, in sides of a cube as large as what is labelled."""
@@ -78,7 +82,10 @@ def prepare(
         raise InputError(f"the {name} has the same value {values.min():g} everywhere: check the path and the channel")
     weight = observed if missing_data else np.ones_like(observed)
     seen = observed > 0
-    threshold = otsu_threshold(greys_of(values, seen))
+    told = seen if mask is None else seen & (mask > 0)
+    if not told.any():
+        raise InputError(f"nothing of the {name} has any weight: check the mask")
+    threshold, highest = tissue_between(greys_of(values, told))
     if missing_data and _zeros_are_background(values, observed, threshold):
         weight = np.ones_like(observed)
         for lost in _lost_planes(values, threshold):
@@ -91,9 +98,9 @@ def prepare(
     if not used.any():
         raise InputError(f"nothing of the {name} has any weight: check the mask")
     greys = greys_of(mean, used)
-    dark, tissue = greys[greys < threshold], greys[greys >= threshold]
+    dark, tissue = greys[greys < threshold], greys[(greys >= threshold) & (greys < highest)]
     background = float(np.median(dark)) if dark.size else 0.0
-    bright = float(np.quantile(tissue, 0.95)) if tissue.size else float(mean.max())
+    bright = float(np.quantile(tissue, 0.95)) if tissue.size else float(mean[used].max())
     if not bright > background:
         raise InputError(f"the {name} has no tissue brighter than its background: check the channel")
     normalised = (mean - np.float32(background)) / np.float32(bright - background)
@@ -133,11 +140,10 @@ def labelled_part(template: Image, labels: Volume, engine: Engine) -> Image | No
     Image or None
         None where the labels reach as far as the template's foreground, or fill so little of it that they are no brain.
     """
-    from scipy.ndimage import affine_transform, binary_closing, binary_dilation, binary_fill_holes
+    from scipy.ndimage import binary_closing, binary_dilation, binary_fill_holes
 
     _, own, filled = read_resampled(labels, max(template.grid.voxel_size_um), engine=engine, weight=True)
-    step = np.linalg.inv(own.affine) @ template.grid.affine
-    inside = affine_transform(filled, step[:3, :3], step[:3, 3], template.grid.shape, order=1, mode="constant") > 0.3
+    inside = sampled(filled, np.linalg.inv(own.affine) @ template.grid.affine, template.grid.shape) > 0.3
     # Labels may leave out white matter and ventricles; what they surround is brain.
     gap = max(1, round(_GAP * inside.sum() ** (1 / 3)))
     padded = np.pad(inside, 2 * gap)
@@ -168,11 +174,11 @@ def completed(brain: Image, template: Image, target: Image, to_atlas: NDArray[np
     unit_um
         The solver's unit of length.
     """
-    from scipy.ndimage import affine_transform, binary_fill_holes, distance_transform_edt
+    from scipy.ndimage import binary_fill_holes, distance_transform_edt
 
     step = np.linalg.inv(target.grid.affine) @ np.linalg.inv(to_atlas) @ template.grid.affine
     tissue = binary_fill_holes(target.foreground).astype(np.float32)
-    seen = affine_transform(tissue, step[:3, :3], step[:3, 3], template.grid.shape, order=1, mode="constant") > 0.5
+    seen = sampled(tissue, step, template.grid.shape) > 0.5
     left_out = seen & (brain.values == 0)
     # A rim around the labels, no thicker than the affine may be wrong, is no brain that they left out.
     reach = max(_RIM * unit_um, *template.grid.voxel_size_um)
@@ -182,6 +188,27 @@ def completed(brain: Image, template: Image, target: Image, to_atlas: NDArray[np
     added = left_out & (distance_transform_edt(~deep, sampling=template.grid.voxel_size_um) < 2 * reach)
     whole = binary_fill_holes(added | (brain.values != 0))
     return Image(np.where(whole, template.values, np.float32(0)), brain.weight, brain.grid)
+
+
+def sampled(values: NDArray[np.float32], step: NDArray[np.float64], shape: tuple[int, int, int]) -> NDArray[np.float32]:
+    """Interpolate an image at ``step`` (4 x 4) times the indices of an array of ``shape``.
+
+    Voxels reach to their faces: it is 0 only beyond the outermost of these, and no border fades.
+    """
+    from scipy.ndimage import map_coordinates
+
+    result = np.empty(shape, dtype=np.float32)
+    end = np.array(values.shape)[:, None, None] - 0.5 + _ROUNDING
+    plane = np.tensordot(step[:3, 1:3], np.indices(shape[1:]), 1) + step[:3, 3, None, None]
+
+    def fill(z: int) -> None:
+        index = plane + step[:3, 0, None, None] * z
+        inside = ((index > -0.5 - _ROUNDING) & (index < end)).all(axis=0)
+        map_coordinates(values, index, output=result[z], order=1, mode="nearest")
+        result[z][~inside] = 0
+
+    together(fill, range(shape[0]))
+    return result
 
 
 def _zeros_are_background(values: NDArray[np.float32], observed: NDArray[np.float32], threshold: float) -> bool:

@@ -26,6 +26,7 @@ from cloudreg.registration.flow import invert
 from cloudreg.registration.inputs import (
     Images,
     Rotations,
+    given_scales,
     numbered_regions,
     read_images,
     require_like_size,
@@ -130,6 +131,7 @@ def register_volume(
     rotations = rotations_for(target, atlas, settings)
     images = read_images(target, atlas, settings, engine=engine, channels=channels, mask=mask)
     known = start is not None or settings.scale is not None
+    scales = given_scales(start, settings)
     if not known:
         require_like_size(images.targets[0], images.templates[0])
     grid = images.templates[0].grid
@@ -142,12 +144,12 @@ def register_volume(
         if of_brain is not None:
             solution, images = of_brain
     try:
-        registration = _finish(solution, images)
+        registration = _finish(solution, images, scales)
     except RegistrationFailedError:
         in_head = None if known else _in_a_head(fitter, images, solution)
         if in_head is None:
             raise
-        registration = _finish(in_head, images, within=True)
+        registration = _finish(in_head, images, scales, within=True)
     if not (known or settings.allow_mirror or registration.figures["within"]):
         better = _better_letters(fitter, images, solution, atlas)
         if better is not None:
@@ -280,9 +282,10 @@ def _better_turned(letters: str, poses: Sequence[Pose]) -> str | None:
     return best.name.split()[0] if clear else None
 
 
-def _finish(solution: Solution, images: Images, *, within: bool = False) -> Registration:
+def _finish(solution: Solution, images: Images, given: NDArray[np.float64], *, within: bool = False) -> Registration:
     """Turn the solver's unknowns into a transform both ways, and measure it.
 
+    ``given`` is what was known of the atlas's scales (`cloudreg.registration.inputs.given_scales`).
     ``within`` says that the target shows more than a brain, of which only the surroundings of the atlas's were used.
     """
     solution = replace(solution, problem=solution.problem.fetched())
@@ -299,7 +302,7 @@ def _finish(solution: Solution, images: Images, *, within: bool = False) -> Regi
     )
     level = solution.problem.level
     explanation = solution.problem.explain(fit)
-    figures = figures_of(solution, transform, explanation)
+    figures = figures_of(solution, transform, explanation, images.templates[0], given)
     figures["within"] = within
     figures["greys_told"] = solution.share
     figures["recoloured"] = solution.recoloured[0]
