@@ -11,7 +11,7 @@ aws_app = typer.Typer(help="Machines and buckets of Amazon's cloud.", no_args_is
 
 InstanceId = Annotated[str, typer.Argument(metavar="INSTANCE", help="Machine of EC2, such as i-0123456789abcdef0.")]
 InstanceType = Annotated[
-    str | None, typer.Option("--type", help="What it is to be, such as r5.8xlarge; default: what it is.")
+    str | None, typer.Option("--type", help="Type to start it as, such as r5.8xlarge; default: the one it has.")
 ]
 
 
@@ -25,7 +25,7 @@ def aws_run(
         Path | None, typer.Option("--key", help="Private ssh key that the machine knows; default: your agent's.")
     ] = None,
     kind: InstanceType = None,
-    user: Annotated[str, typer.Option("--user", help="Who to be there.")] = "ubuntu",
+    user: Annotated[str, typer.Option("--user", help="User name on the machine.")] = "ubuntu",
     program: Annotated[str, typer.Option("--program", help="CloudReg there, as its shell finds it.")] = "cloudreg",
     new_host: Annotated[
         Literal["accept", "refuse"],

@@ -40,9 +40,18 @@ Raw = Annotated[
 Strict = Annotated[
     bool, typer.Option("--strict", help="Stop at a plane that can't be read, instead of taking it for lost.")
 ]
-VolumeIn = Annotated[str, typer.Argument(help="TIFF, folder of TIFFs, NIfTI, NRRD, OME-Zarr or precomputed volume.")]
+VolumeIn = Annotated[
+    str,
+    typer.Argument(
+        help="TIFF, folder of TIFFs, NIfTI, NRRD, OME-Zarr, Zarr, N5 or precomputed volume; here or s3://, gs://, https://."
+    ),
+]
 VolumeOut = Annotated[
-    str, typer.Argument(help="New volume: *.ome.zarr, precomputed://PATH, *.tif, *.nii.gz or *.nrrd.")
+    str,
+    typer.Argument(
+        help="New volume: *.ome.zarr or precomputed://PATH, here or in a bucket; *.tif, *.nii, *.nii.gz or *.nrrd; "
+        "a name without a dot: a folder of TIFF planes."
+    ),
 ]
 Registration = Annotated[Path, typer.Argument(help="Registration folder, or the folder of a run.")]
 Settings = Annotated[Path | None, typer.Option("--settings", help="YAML file; flags override it.")]
@@ -81,7 +90,14 @@ Channels = Annotated[
     Any, typer.Option("--channels", "--channel", parser=whole_numbers, metavar="N,N…", help="Default: all.")
 ]
 To = Annotated[Literal["target", "atlas"], typer.Option("--to", help="The space to go to.")]
-Resolution = Annotated[float | None, typer.Option("--resolution", metavar="UM", help="Voxel size of the finest level.")]
+Resolution = Annotated[
+    float | None,
+    typer.Option(
+        "--resolution",
+        metavar="UM",
+        help="Voxel size of the finest level; default: 100 in a mouse, or the images' voxels where these are coarser.",
+    ),
+]
 AffineKind = Annotated[
     Literal["rigid", "similarity", "scales", "affine"] | None,
     typer.Option("--affine", help="6, 7, 9 or 12 parameters; rigid keeps the scale it starts from. Default: affine."),

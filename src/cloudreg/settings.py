@@ -50,7 +50,7 @@ class AlignSettings(Settings):
     search_um: tuple[NonNegativeFloat, NonNegativeFloat, NonNegativeFloat] = Field(
         (30.0, 60.0, 60.0), description="largest deviation from the nominal position looked at, z y x"
     )
-    minimum_correlation: float = Field(0.3, ge=0, le=1, description="a link below it does not vote")
+    minimum_correlation: float = Field(0.3, ge=0, le=1, description="a link below it is ignored")
     stage_weight: float = Field(1e-3, gt=0, description="weight of the nominal stage position beside a perfect link")
     method: Literal["volume", "projections"] = Field(
         "volume", description="compare overlaps in 3D to a fraction of a pixel, or their projections as TeraStitcher"
@@ -98,7 +98,12 @@ class IlluminationSettings(Settings):
 class RegistrationSettings(Settings):
     """EM-LDDMM registration of a volume to an atlas."""
 
-    resolution_um: float | None = Field(None, gt=0, description="finest level; the atlas's or target's by default")
+    resolution_um: float | None = Field(
+        None,
+        gt=0,
+        description="voxel size of the finest level; by default one unit (100 um in a mouse), or the images' voxels "
+        "where these are coarser",
+    )
     levels: int | None = Field(
         None,
         ge=1,
