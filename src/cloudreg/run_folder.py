@@ -26,7 +26,7 @@ from cloudreg.errors import InputError
 from cloudreg.execution import Ledger
 from cloudreg.settings import RunSettings, Settings, save_settings
 
-FORMAT = 4
+FORMAT = 5
 """Raised when a stage gives another result for the same settings, so that older outputs are not taken for it."""
 
 _LIBRARIES = ("cloudreg", "numpy", "scipy", "simpleitk", "tensorstore", "numba", "dask", "tifffile")

@@ -106,6 +106,7 @@ def progress():
         [Cut(affine[0, :3], np.float64(1 / 3), 2.0, 0.5)],
         (True, False),
         1 / 3,
+        "regions",
     )
 
 
@@ -118,7 +119,7 @@ def test_progress_is_kept_to_the_last_bit(tmp_path):
     after = checkpoint.load()
     assert [path.name for path in checkpoint.path.parent.iterdir()] == ["key.npz"]
     assert repr(after.energies) == repr(before.energies)
-    assert (after.recoloured, after.share) == (before.recoloured, before.share)
+    assert (after.recoloured, after.share, after.regions) == (before.recoloured, before.share, before.regions)
     assert after.levels == 2 and [i.mixture for i in after.intensities] == [i.mixture for i in before.intensities]
     for a, b in (
         (after.to_atlas, before.to_atlas),

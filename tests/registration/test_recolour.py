@@ -223,6 +223,11 @@ def test_a_fit_that_was_stopped_goes_on_with_the_same_greys(stained, tmp_path):
         assert solution.recoloured == (True,)
         np.testing.assert_array_equal(solution.fit.motion.velocity, whole.fit.motion.velocity)
         np.testing.assert_array_equal(solution.fit.contrast.coefficients, whole.fit.contrast.coefficients)
+    # With other regions only what was found before theirs were asked for still holds.
+    others = np.where(regions() > 0, regions() % 7 + 1, 0)
+    again.path.write_bytes(kept[-1])
+    resumed, fresh = fitted(target, others, again, **settings), fitted(target, others, **settings)
+    np.testing.assert_array_equal(resumed.fit.motion.velocity, fresh.fit.motion.velocity)
 
 
 def registered(folder, target, letters, engine):

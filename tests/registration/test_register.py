@@ -208,7 +208,7 @@ def test_a_brain_that_is_known_to_be_scaled_is_no_failure(files, engine, tmp_pat
     else:
         initial = np.diag([4.0, 4.0, 4.0, 1.0])
     found = register_volume(target, atlas(files), settings, engine=engine, initial_affine=initial).figures
-    np.testing.assert_allclose(found["affine_scales"], 4, rtol=0.1)
+    np.testing.assert_allclose(found["affine_scales"], 4, rtol=0.15)
     np.testing.assert_allclose(found["affine_scales_beyond_given"], np.array(found["affine_scales"]) / 4)
     assert not any("scaled" in doubt for doubt in found["doubts"])
 

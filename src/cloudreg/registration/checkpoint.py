@@ -39,6 +39,8 @@ class Progress:
         See `cloudreg.registration.solver.Fit`; in the main memory.
     energies, poses, cuts, recoloured, share
         See `cloudreg.registration.fit.Solution`.
+    regions
+        Stands for the regions whose greys were told; empty where none were, for till then nothing depends on them.
     """
 
     levels: int
@@ -50,6 +52,7 @@ class Progress:
     cuts: list[Cut]
     recoloured: tuple[bool, ...]
     share: float | None
+    regions: str = ""
 
 
 class Checkpoint:
@@ -81,6 +84,7 @@ class Checkpoint:
             "cuts": [asdict(cut) for cut in progress.cuts],
             "recoloured": progress.recoloured,
             "share": progress.share,
+            "regions": progress.regions,
         }
         self.path.parent.mkdir(parents=True, exist_ok=True)
         temporary = self.path.with_suffix(".new")
@@ -116,6 +120,7 @@ class Checkpoint:
             [Cut(**{**cut, "normal": np.array(cut["normal"])}) for cut in rest["cuts"]],
             tuple(rest["recoloured"]),
             rest["share"],
+            rest["regions"],
         )
 
 
@@ -124,10 +129,21 @@ def digest(images: Iterable[Image], *more: object) -> str:
     result = hashlib.blake2b(digest_size=16)
     for image in images:
         for array in (image.values, image.weight, image.grid.affine):
-            result.update(str(array.shape).encode())
-            result.update(np.ascontiguousarray(array).data)
+            _take_up(result, array)
     result.update(json.dumps(more, default=_plain).encode())
     return result.hexdigest()
+
+
+def digest_of(array: NDArray[Any]) -> str:
+    """Return a hash of an array."""
+    result = hashlib.blake2b(digest_size=16)
+    _take_up(result, array)
+    return result.hexdigest()
+
+
+def _take_up(result: hashlib.blake2b, array: NDArray[Any]) -> None:
+    result.update(str(array.shape).encode())
+    result.update(np.ascontiguousarray(array).data)
 
 
 def _plain(value: object) -> object:

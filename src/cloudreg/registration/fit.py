@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from cloudreg.errors import InputError
 from cloudreg.registration.affine import affine_group
 from cloudreg.registration.backend import MAIN_MEMORY, Backend
-from cloudreg.registration.checkpoint import Checkpoint, Progress
+from cloudreg.registration.checkpoint import Checkpoint, Progress, digest_of
 from cloudreg.registration.cuts import Cut, flat_faces
 from cloudreg.registration.descent import Descent, Scales, at_level, estimated_at_first, first_intensity
 from cloudreg.registration.flow import integrate
@@ -185,6 +185,8 @@ def solve(
     channels = [(sent[id(seen)], sent[id(template)]) for seen, template in channels]
     target, atlas = channels[0]
     known = None if checkpoint is None else checkpoint.load()
+    if known is not None and known.regions not in ("", _stands_for(regions, known.recoloured)):
+        known = None
     descent = Descent(
         channels,
         velocity_grid_for(atlas, scales),
@@ -237,7 +239,8 @@ def solve(
         if checkpoint is not None:
             here = fit.fetched()
             unknowns = here.to_atlas, here.motion, here.intensities
-            checkpoint.save(Progress(finished, *unknowns, energies, poses, cuts, descent.coloured, descent.share))
+            told = descent.coloured, descent.share, _stands_for(regions, descent.coloured)
+            checkpoint.save(Progress(finished, *unknowns, energies, poses, cuts, *told))
 
     if known is None:
         keep(0)
@@ -252,6 +255,11 @@ def solve(
     return Solution(
         fit.fetched(), descent.grid, last, energies, poses, cuts, descent.coloured, descent.share, descent.softness
     )
+
+
+def _stands_for(regions: Callable[[], NDArray[np.integer]] | None, coloured: Sequence[bool]) -> str:
+    """Return what stands for the regions in a checkpoint: nothing where their greys were not told."""
+    return digest_of(regions()) if regions is not None and any(coloured) else ""
 
 
 def most_steps(settings: RegistrationSettings, levels: int) -> int:

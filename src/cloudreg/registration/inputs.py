@@ -74,8 +74,11 @@ def read_images(
     engine: Engine,
     channels: Sequence[int],
     mask: Volume | None = None,
+    scales: Scales | None = None,
 ) -> Images:
     """Read target and template at the resolution of the fit; see `cloudreg.registration.register.register_volume`.
+
+    The lengths of the fit follow the size of what the template shows, if they are not given.
 
     Raises
     ------
@@ -83,9 +86,10 @@ def read_images(
         If the voxel sizes can't be of one unit, a volume is a single section, or an image is NaN, constant or empty.
     """
     _require_comparable(target.grid, atlas.template.grid)
-    template, grid = read_resampled(atlas.template, max(atlas.template.grid.size_um) / _PREVIEW, engine=engine)
-    preview = _prepared(template, np.ones_like(template), grid, "template", settings)
-    scales = choose_scales(preview, target.grid, atlas.template.grid, settings)
+    if scales is None:
+        template, grid = read_resampled(atlas.template, max(atlas.template.grid.size_um) / _PREVIEW, engine=engine)
+        preview = _prepared(template, np.ones_like(template), grid, "template", settings)
+        scales = choose_scales(preview, target.grid, atlas.template.grid, settings)
     finest = scales.levels[-1]
     templates = []
     for number in range(atlas.template.channels):

@@ -59,6 +59,8 @@ def figures_of(
     observed = _observed(level.target, template, transform)
     return {
         "resolution_um": level.voxel_um,
+        # Whole voxels of the file are averaged, so that the fit's are near that.
+        "voxel_um": [float(v) for v in level.target.grid.voxel_size_um],
         "explained_variance": 1 - float(np.var(grey - predicted) / max(np.var(grey), 1e-12)),
         "correlation": float(np.corrcoef(grey, predicted)[0, 1]) if varied else None,
         "matched_fraction": matched,

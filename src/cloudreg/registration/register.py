@@ -129,7 +129,8 @@ def register_volume(
         raise InputError("which channel is to be registered? got none")
     start = start_affine(target, atlas, settings, initial_affine)
     rotations = rotations_for(target, atlas, settings)
-    images = read_images(target, atlas, settings, engine=engine, channels=channels, mask=mask)
+    read = partial(read_images, target, atlas, settings, engine=engine, channels=channels, mask=mask)
+    images = read()
     known = start is not None or settings.scale is not None
     scales = given_scales(start, settings)
     if not known:
@@ -140,7 +141,7 @@ def register_volume(
 
     solution = fitter.fit(images, start=start)
     if implausible(solution.fit.to_atlas) and not known:
-        of_brain = _with_the_brain_alone(fitter, images, target.grid, atlas, engine)
+        of_brain = _with_the_brain_alone(fitter, images, read, target.grid, atlas, engine)
         if of_brain is not None:
             solution, images = of_brain
     try:
@@ -223,17 +224,23 @@ def _silent(steps: int) -> None:
 
 
 def _with_the_brain_alone(
-    fitter: _Fitter, images: Images, target: Grid, atlas: Atlas, engine: Engine
+    fitter: _Fitter, images: Images, read: Callable[..., Images], target: Grid, atlas: Atlas, engine: Engine
 ) -> tuple[Solution, Images] | None:
-    """Fit once more without what the template shows beside its brain; None where it shows nothing or that is no use."""
-    if atlas.labels is None:
-        return None
-    brains = [labelled_part(template, atlas.labels, engine) for template in images.templates]
-    found = tuple(brain for brain in brains if brain is not None)
-    if len(found) < len(brains):
+    """Fit once more without what the template shows beside its brain; None where it shows nothing or that is no use.
+
+    ``read`` reads the images again, by keyword for other ``scales``: a brain is smaller than its head, and the voxels
+    that suit it are finer.
+    """
+    found = _brains(images, atlas, engine)
+    if found is None:
         return None
     say("the scales are no brain's, and the template shows more than its regions: once more with these alone")
     scales = choose_scales(found[0], target, atlas.template.grid, fitter.settings)
+    if scales.levels[-1] < images.scales.levels[-1]:
+        images = read(scales=scales)
+        found = _brains(images, atlas, engine)
+        if found is None:
+            return None
     rough = fitter.fit(replace(images, templates=found, scales=scales), deform=False)
     whole = tuple(
         completed(brain, template, images.targets[0], rough.fit.to_atlas, scales.unit)
@@ -242,6 +249,15 @@ def _with_the_brain_alone(
     images = replace(images, templates=whole, scales=scales)
     solution = fitter.fit(images)
     return None if implausible(solution.fit.to_atlas) else (solution, images)
+
+
+def _brains(images: Images, atlas: Atlas, engine: Engine) -> tuple[Image, ...] | None:
+    """Return the labelled part of each template; None where one of them has no more than that."""
+    if atlas.labels is None:
+        return None
+    brains = [labelled_part(template, atlas.labels, engine) for template in images.templates]
+    found = tuple(brain for brain in brains if brain is not None)
+    return found if len(found) == len(brains) else None
 
 
 def _in_a_head(fitter: _Fitter, images: Images, failed: Solution) -> Solution | None:
