@@ -2,8 +2,10 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import scipy.linalg
 
 from brains import VOXEL_UM, brain, image_of
+from cloudreg.registration.affine import affine_group
 from cloudreg.registration.contrast import initial_contrast
 from cloudreg.registration.flow import integrate
 from cloudreg.registration.levels import make_level
@@ -73,3 +75,17 @@ def test_equal_steps_in_time_cost_what_the_stationary_velocity_does(case):
     one = whole if whole.momentum.ndim == 4 else Motion(whole.momentum[0], whole.velocity[0])
     four = Motion(*(np.stack([field / 2] * 4) for field in (one.momentum, one.velocity)))
     assert problem.prior(replace(fit, motion=four)) == pytest.approx(problem.prior(replace(fit, motion=one)))
+
+
+def test_a_step_of_the_affine_is_bounded_where_hardly_anything_tells_of_its_length(case):
+    problem, fit = case
+    group = affine_group("affine", np.full(3, 4000.0), np.full(3, 4000.0), 7000.0)
+    linear = problem.linearize(fit, affine=True)
+    lost = replace(linear, affine_hessian=1e-9 * linear.affine_hessian)
+    change = problem.affine_step(fit, lost, group)(1e-2) @ np.linalg.inv(fit.to_atlas)
+    assert np.abs(scipy.linalg.logm(change)[:3, :3]).max() <= 0.5 * (1 + 1e-6)
+    # A step that is short anyhow is taken as it is.
+    strong = replace(linear, affine_hessian=1e3 * linear.affine_hessian)
+    twice = replace(linear, affine_hessian=2e3 * linear.affine_hessian)
+    steps = [scipy.linalg.logm(problem.affine_step(fit, one, group)(1e-2))[:3] for one in (strong, twice)]
+    np.testing.assert_allclose(steps[1], steps[0] / 2, atol=1e-3 * np.abs(steps[0]).max())
