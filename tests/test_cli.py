@@ -516,3 +516,68 @@ def test_report_is_made_anew(cloudreg, registration, tmp_path):
     page = (copy / "report.html").read_text()
     assert page.count("data:image/") > 20
     assert "http" not in page.replace("http://www.w3.org", "")
+
+
+# Outputs that would overwrite, or that can't be written
+
+
+def test_a_table_of_regions_overwrites_nothing_not_even_its_own_cells(refused, registration, tmp_path):
+    cells = tmp_path / "cells.csv"
+    cells.write_text("z_um,y_um,x_um\n2000,1800,1500\n")
+    line = refused("regions", registration, "--cells", cells, "--out", cells)
+    assert "cells.csv exists already" in line
+    assert cells.read_text() == "z_um,y_um,x_um\n2000,1800,1500\n"
+
+
+def test_mapped_points_overwrite_nothing(refused, registration, tmp_path):
+    (tmp_path / "p.csv").write_text("z_um,y_um,x_um\n2000,1800,1500\n")
+    (tmp_path / "thesis.csv").write_text("precious")
+    words = [registration, tmp_path / "p.csv", tmp_path / "thesis.csv"]
+    assert "thesis.csv exists already" in refused("apply-points", *words, "--to", "atlas")
+    assert (tmp_path / "thesis.csv").read_text() == "precious"
+
+
+@pytest.mark.parametrize("text", ["z_um,y_um,x_um\n1,2\n", "a,b\n1,2\n", "z_um,y_um,x_um\n1,2,none\n"])
+def test_refused_points_leave_nothing(refused, registration, tmp_path, text):
+    (tmp_path / "p.csv").write_text(text)
+    refused("apply-points", registration, tmp_path / "p.csv", tmp_path / "out.csv", "--to", "atlas")
+    assert [p.name for p in tmp_path.iterdir()] == ["p.csv"]
+
+
+def test_a_folder_is_no_name_for_a_table(refused, registration, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "p.csv").write_text("z_um,y_um,x_um\n2000,1800,1500\n")
+    (tmp_path / "folder").mkdir()
+    before = contents(tmp_path)
+    for out in (".", "folder", "/"):
+        assert "got the folder" in refused("apply-points", registration, "p.csv", out, "--to", "atlas")
+        assert "got the folder" in refused("regions", registration, "--out", out)
+    assert contents(tmp_path) == before
+    assert {p.name for p in tmp_path.iterdir()} == {"p.csv", "folder"}
+
+
+@pytest.mark.parametrize(("parent", "words"), [("brain.tif", "got a file"), ("/proc", "no file can be made in /proc")])
+def test_an_output_where_nothing_can_be_is_refused_before_anything_is_read(
+    refused, raw, atlas, registration, tmp_path, monkeypatch, parent, words
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "brain.tif").write_bytes(b"no volume, and never read")
+    out = f"{parent}/R1"
+    assert words in refused("register", "brain.tif", out, "--atlas", atlas)
+    assert words in refused("apply-points", registration, "no.csv", out, "--to", "atlas")
+    assert words in refused("regions", registration, "--out", out)
+    assert words in refused("export-transform", registration, out, "--format", "itk")
+    assert words in refused("demo", out)
+    assert words in refused("run", raw, out, "--atlas", atlas)
+    assert words in refused("align", raw, f"{out}.xml")
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [("thesis.doc", "choose another place"), ("acquisition/thesis.doc", "expected a demo acquisition")],
+)
+def test_a_demo_is_not_mixed_with_other_files(refused, tmp_path, name, words):
+    (tmp_path / "mine" / name).parent.mkdir(parents=True)
+    (tmp_path / "mine" / name).write_text("precious")
+    assert words in refused("demo", tmp_path / "mine")
+    assert [p.name for p in (tmp_path / "mine").rglob("*") if p.is_file()] == ["thesis.doc"]

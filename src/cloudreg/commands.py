@@ -21,7 +21,7 @@ from rich.table import Table
 from cloudreg import pipeline
 from cloudreg.atlas import load_atlas
 from cloudreg.errors import InputError
-from cloudreg.execution import Engine, Ledger
+from cloudreg.execution import Engine, Ledger, require_writable
 from cloudreg.io import Kind, Volume, build_pyramid, describe, describe_cost, open_volume, parse_region, part_of
 from cloudreg.io import convert as convert_volume
 from cloudreg.io.objects import is_remote, plain_address
@@ -47,6 +47,8 @@ def demo(out: Path, engine: Engine, *, command: str) -> None:
     from cloudreg.flatfield import load_shading
     from cloudreg.viewer import write_run_report
 
+    if not _is_demo(out):
+        _require_new(out)
     truth = make_acquisition(out / "acquisition")
     settings = RunSettings(atlas=AtlasSettings(name=str(truth.atlas)), orientation=truth.orientation)
     # A score is of one result: it must not outlive it.
@@ -327,14 +329,16 @@ def apply(
 
 
 def apply_points(registration: Path, points: Path, out: Path, *, to: Side) -> None:
-    """Carry a file of points into the other space."""
+    """Carry a file of points into the other space; the output is a new file."""
+    _require_new_file(out)
     opened = _open_registration(registration)
     template = opened.open_atlas().template.grid if to == "target" else None
     apply_points_file(opened.transform, points, out, to, target_grid=opened.target_grid, atlas_grid=template)
 
 
 def export(registration: Path, out: Path, engine: Engine, *, form: FieldFormat | Literal["brainglobe"]) -> None:
-    """Write the transform of a registration for other programs."""
+    """Write the transform of a registration for other programs, in a new folder."""
+    _require_new(out)
     opened = _open_registration(registration)
     if form != "brainglobe":
         export_transform(opened.transform, opened.atlas_frame, opened.target_frame, out, form)
@@ -346,7 +350,8 @@ def export(registration: Path, out: Path, engine: Engine, *, form: FieldFormat |
 def regions(
     registration: Path, out: Path, engine: Engine, *, channels: Sequence[int] | None, cells: Path | None
 ) -> None:
-    """Measure regions in the channels of a run, or in what was registered."""
+    """Measure regions in the channels of a run, or in what was registered; the table is a new file."""
+    _require_new_file(out)
     opened = _open_registration(registration)
     pipeline.measure_regions(opened.folder, _measured_volumes(opened, channels), out, engine, cells=cells)
 
@@ -462,9 +467,24 @@ def _digest(what: Sequence[object]) -> str:
     return hashlib.sha256(json.dumps(what).encode()).hexdigest()[:16]
 
 
+def _is_demo(folder: Path) -> bool:
+    """Tell whether a folder holds an acquisition where `demo` puts it, whole or begun; which one is told later."""
+    places = [folder / "acquisition", folder / ".acquisition.unfinished"]
+    return any(place.is_dir() and any(place.iterdir()) for place in places)
+
+
 def _require_new(path: Path) -> None:
+    """Refuse an output that is there already, unless it is an empty folder, or whose place takes no files."""
     if path.exists() and not (path.is_dir() and not any(path.iterdir())):
         raise InputError(f"{path} exists already: choose another place, or remove it first")
+    require_writable(path.parent, str(path))
+
+
+def _require_new_file(path: Path) -> None:
+    """Refuse an output that is a folder, even an empty one, or that `_require_new` refuses."""
+    if path.is_dir():
+        raise InputError(f"expected the name of a new file, got the folder {path}: name a file in it")
+    _require_new(path)
 
 
 def _by(values: Sequence[float]) -> str:

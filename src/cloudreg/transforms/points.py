@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cloudreg.errors import InputError
+from cloudreg.io.whole import new_file
 from cloudreg.space import Grid
 from cloudreg.transforms.transform import Side, Transform
 
@@ -115,6 +116,7 @@ def apply_points_file(
     Notes
     -----
     Numbers are written with all their digits, so nothing is lost on the way back. A chunk of rows is held at a time.
+    The output appears whole or not at all.
     """
     in_csv, out_csv = Path(in_csv), Path(out_csv)
     if in_csv.resolve() == out_csv.resolve():
@@ -122,9 +124,7 @@ def apply_points_file(
     move = transform.atlas_to_target if to == "target" else transform.target_to_atlas
     grid = atlas_grid if to == "target" else target_grid
     outside = 0
-    unfinished = out_csv.with_name(out_csv.name + ".unfinished")
-    out_csv.parent.mkdir(parents=True, exist_ok=True)
-    with unfinished.open("w", newline="", encoding="utf-8") as file:
+    with new_file(out_csv) as unfinished, unfinished.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         for number, chunk in enumerate(read_points(in_csv, grid)):
             kept = [i for i, name in enumerate(chunk.columns) if name != "inside"]
@@ -138,7 +138,6 @@ def apply_points_file(
             for row, point, ok in zip(chunk.rows, points.tolist(), inside.tolist(), strict=True):
                 cells = [repr(point[place[i]]) if i in place else row[i] for i in kept]
                 writer.writerow([*cells, int(ok)])
-    unfinished.replace(out_csv)
     return outside
 
 
