@@ -581,3 +581,23 @@ def test_a_demo_is_not_mixed_with_other_files(refused, tmp_path, name, words):
     (tmp_path / "mine" / name).write_text("precious")
     assert words in refused("demo", tmp_path / "mine")
     assert [p.name for p in (tmp_path / "mine").rglob("*") if p.is_file()] == ["thesis.doc"]
+
+
+def test_an_image_without_such_a_channel_leaves_the_place_to_the_corrected_command(
+    cloudreg, refused, registration, target, tmp_path
+):
+    words = ["apply", registration, target, tmp_path / "a.ome.zarr", "--to", "atlas"]
+    assert "has 1 channel, number 0; channel 4 was asked for" in refused(*words, "--channel", 4)
+    assert not list(tmp_path.iterdir())
+    assert cloudreg(*words)[0] == 0
+
+
+def test_an_image_that_can_not_be_read_to_its_end_leaves_nothing(cloudreg, registration, target, tmp_path):
+    cloudreg("convert", target, tmp_path / "v.ome.zarr")
+    # Bytes that can't be decoded, in every chunk.
+    for file in (tmp_path / "v.ome.zarr").rglob("c/**/*"):
+        if file.is_file():
+            file.write_bytes(b"no chunk")
+    code, _, err = cloudreg("apply", registration, tmp_path / "v.ome.zarr", tmp_path / "a.ome.zarr", "--to", "atlas")
+    assert code != 0, err
+    assert not (tmp_path / "a.ome.zarr").exists()

@@ -26,6 +26,7 @@ from cloudreg.io import Kind, Volume, build_pyramid, describe, describe_cost, op
 from cloudreg.io import convert as convert_volume
 from cloudreg.io.objects import is_remote, plain_address
 from cloudreg.io.volume import Source
+from cloudreg.io.writing import writable_format
 from cloudreg.regions import evaluate as evaluate_transform
 from cloudreg.registration import OpenRegistration, open_registration
 from cloudreg.run_folder import RunFolder, content_fingerprint, write_atomically
@@ -303,6 +304,10 @@ def apply(
     orientation: str | None,
 ) -> None:
     """Carry a volume into the other space, onto the grid of the volume ``like`` or of what was registered."""
+    writable_format(out)
+    place = plain_address(out.removeprefix("precomputed://"))
+    if not is_remote(place):
+        _require_new(Path(place))
     opened = _open_registration(registration)
     kind: Kind = "labels" if labels else "image"
     volume = open_volume(source, voxel_size_um=voxel_size_um, orientation=orientation, kind=kind)
@@ -314,7 +319,6 @@ def apply(
     else:
         atlas = opened.open_atlas()
         grid, letters = atlas.template.grid, atlas.orientation
-    _require_new(Path(out.removeprefix("precomputed://")))
     apply_image(
         opened.transform,
         volume,
@@ -453,6 +457,7 @@ def _print_rows(rows: dict[str, str]) -> None:
 
 def _ledger_path(out: str) -> Path:
     """Return where to remember what is done of a volume: beside it, or on this machine for one that is elsewhere."""
+    writable_format(out)
     place = plain_address(out.removeprefix("precomputed://"))
     if is_remote(place):
         return _cache() / f"{_digest([place])}.ledger"

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from cloudreg.atlas.ids import as_ids, id_type
 from cloudreg.errors import InputError
 from cloudreg.execution import Engine, Ledger
-from cloudreg.io import Kind, Volume, VolumeWriter, build_pyramid, create_volume, to_dtype, write_volume
+from cloudreg.io import Kind, Volume, VolumeWriter, build_pyramid, create_volume, remove_volume, to_dtype, write_volume
 from cloudreg.io.writing import require_new, writable_format
 from cloudreg.space import Box, Grid, split
 from cloudreg.transforms.resample import VoxelMap
@@ -67,9 +67,14 @@ def apply_image(
     Raises
     ------
     InputError
-        If the output exists and is another one, the disk is too small for it, or it must be held in memory and is
-        larger than the budget.
+        If the source has no such channel, the output exists and is another one, the disk is too small for it, or it
+        must be held in memory and is larger than the budget.
+
+    Notes
+    -----
+    Without a ledger, nothing is left of an output that could not be finished.
     """
+    source.require_channel(channel)
     level = 0 if labels else source.level_near(min(destination.voxel_size_um))
     dtype = id_type(source.dtype) if labels else source.dtype
     pull = BlockPull(
@@ -89,9 +94,15 @@ def apply_image(
         )
     writer = create_volume(out_path, destination, dtype, kind=kind, orientation=orientation)
     block = [max(1, _BLOCK_SIDE // b) * b for b in writer.block_shape()]
-    engine.run(_PullAndWrite(pull, writer), split(destination.shape, block), label=f"resample to {to}", ledger=ledger)
-    build_pyramid(writer, engine=engine, ledger=ledger)
-    return writer.complete()
+    boxes = split(destination.shape, block)
+    try:
+        engine.run(_PullAndWrite(pull, writer), boxes, label=f"resample to {to}", ledger=ledger)
+        build_pyramid(writer, engine=engine, ledger=ledger)
+        return writer.complete()
+    except BaseException:
+        if ledger is None:
+            remove_volume(out_path)
+        raise
 
 
 @dataclass(frozen=True)
