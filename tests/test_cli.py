@@ -601,3 +601,35 @@ def test_an_image_that_can_not_be_read_to_its_end_leaves_nothing(cloudreg, regis
     code, _, err = cloudreg("apply", registration, tmp_path / "v.ome.zarr", tmp_path / "a.ome.zarr", "--to", "atlas")
     assert code != 0, err
     assert not (tmp_path / "a.ome.zarr").exists()
+
+
+# Labels that are none
+
+
+@pytest.mark.parametrize("value", [np.nan, 1.5, -1])
+def test_labels_that_are_no_whole_numbers_are_refused(refused, registration, brain, tmp_path, value):
+    labels = labels_of(brain).astype(np.float32)
+    labels[20, 18, 22] = value
+    write_volume(tmp_path / "l.nrrd", labels, Grid.from_spacing(brain.shape, (100.0,) * 3))
+    assert "labels are whole numbers from 0 up" in refused(
+        "evaluate", registration, "--labels-target", tmp_path / "l.nrrd"
+    )
+    for name in ("out.ome.zarr", "out.nrrd"):
+        words = ["apply", registration, tmp_path / "l.nrrd", tmp_path / name, "--to", "atlas", "--labels"]
+        assert "labels are whole numbers from 0 up" in refused(*words)
+    assert [p.name for p in tmp_path.iterdir()] == ["l.nrrd"]
+
+
+def test_labels_of_another_shape_than_the_template_are_refused(refused, brain, target, tmp_path):
+    tifffile.imwrite(tmp_path / "t.tif", brain)
+    tifffile.imwrite(tmp_path / "l.tif", labels_of(brain)[20:21])
+    words = ["--template", tmp_path / "t.tif", "--labels", tmp_path / "l.tif", "--atlas-voxel-size", 100, 100, 100]
+    line = refused("register", target, tmp_path / "out", *words, "--atlas-orientation", "asr", "--orientation", "asr")
+    assert "shape (40, 36, 44), got shape (1, 36, 44)" in line
+
+
+def test_landmarks_without_a_place_are_refused(refused, registration, tmp_path):
+    (tmp_path / "atlas.csv").write_text("z_um,y_um,x_um\n2000,1800,2200\n1500,1500,1800\n")
+    (tmp_path / "target.csv").write_text("z_um,y_um,x_um\n2100,2000,2100\nnan,nan,nan\n")
+    points = ["--points-target", tmp_path / "target.csv", "--points-atlas", tmp_path / "atlas.csv"]
+    assert "for landmark 2 in the target: leave the pair out" in refused("evaluate", registration, *points)

@@ -67,8 +67,8 @@ def apply_image(
     Raises
     ------
     InputError
-        If the source has no such channel, the output exists and is another one, the disk is too small for it, or it
-        must be held in memory and is larger than the budget.
+        If the source has no such channel, labels are no ids (see `as_ids`), the output exists and is another one, the
+        disk is too small for it, or it must be held in memory and is larger than the budget.
 
     Notes
     -----
@@ -136,7 +136,7 @@ class BlockPull:
         for part, reach in parts:
             array = self.source.read(reach, level=self.level, channel=self.channel)
             if self.labels:
-                values, _ = self.voxel_map.nearest(as_ids(array), reach.start, part)
+                values, _ = self.voxel_map.nearest(as_ids(array, self.source.path), reach.start, part)
             else:
                 values = to_dtype(self.voxel_map.linear(array, reach.start, part), self.dtype)
             out[part.shifted([-o for o in box.start]).slices] = values
