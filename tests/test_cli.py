@@ -633,3 +633,18 @@ def test_landmarks_without_a_place_are_refused(refused, registration, tmp_path):
     (tmp_path / "target.csv").write_text("z_um,y_um,x_um\n2100,2000,2100\nnan,nan,nan\n")
     points = ["--points-target", tmp_path / "target.csv", "--points-atlas", tmp_path / "atlas.csv"]
     assert "for landmark 2 in the target: leave the pair out" in refused("evaluate", registration, *points)
+
+
+# Volumes that can't be evened out
+
+
+@pytest.mark.parametrize("change", [lambda v: v[20:21], nan_in], ids=["one section", "nan"])
+def test_what_can_not_be_evened_out_is_refused_and_nothing_is_left(refused, brain, tmp_path, change):
+    values = change(brain)
+    write_volume(tmp_path / "v.nrrd", values, Grid.from_spacing(values.shape, (100.0,) * 3))
+    write_volume(tmp_path / "l.nrrd", labels_of(brain)[: len(values)], Grid.from_spacing(values.shape, (100.0,) * 3))
+    words = ["correct-volume", tmp_path / "v.nrrd", tmp_path / "o.ome.zarr"]
+    said = ("one voxel of 100 um thick along z", "are no numbers (NaN or infinite): clean it first")
+    assert any(s in refused(*words) for s in said)
+    assert any(s in refused(*words, "--labels", tmp_path / "l.nrrd") for s in said)
+    assert {p.name for p in tmp_path.iterdir()} == {"v.nrrd", "l.nrrd"}

@@ -52,6 +52,7 @@ def apply_image(
         Take ids from the nearest voxel of the finest level, as uint32 or uint64, never averaged. Images are
         interpolated linearly in the source's type, rounded and clipped; where the destination is coarser they are
         read from the pyramid level that fits and averaged over each destination voxel, so that they don't alias.
+        Voxels of an image that are NaN or infinite count as 0, like what lies outside of it: other programs mask so.
     engine, ledger
         Run the blocks, and remember those done.
     channel
@@ -138,9 +139,14 @@ class BlockPull:
             if self.labels:
                 values, _ = self.voxel_map.nearest(as_ids(array, self.source.path), reach.start, part)
             else:
-                values = to_dtype(self.voxel_map.linear(array, reach.start, part), self.dtype)
+                values = to_dtype(self.voxel_map.linear(_finite(array), reach.start, part), self.dtype)
             out[part.shifted([-o for o in box.start]).slices] = values
         return out
+
+
+def _finite(array: NDArray[Any]) -> NDArray[Any]:
+    """Return an image with 0, as there is around it, where it holds no number: one would spread to its neighbours."""
+    return np.where(np.isfinite(array), array, array.dtype.type(0)) if array.dtype.kind == "f" else array
 
 
 @dataclass(frozen=True)
