@@ -648,3 +648,22 @@ def test_what_can_not_be_evened_out_is_refused_and_nothing_is_left(refused, brai
     assert any(s in refused(*words) for s in said)
     assert any(s in refused(*words, "--labels", tmp_path / "l.nrrd") for s in said)
     assert {p.name for p in tmp_path.iterdir()} == {"v.nrrd", "l.nrrd"}
+
+
+# Folders that are not what they say
+
+
+@pytest.mark.parametrize(
+    "text", ["{", "[]", '"run"', "\x00", '{"kind": "run"}', '{"kind": "run", "stages": {"align": 3}}', '{"format": 1}']
+)
+def test_a_damaged_manifest_is_named(refused, tmp_path, text):
+    (tmp_path / "manifest.json").write_text(text)
+    for command in ("info", "report"):
+        assert f"{tmp_path / 'manifest.json'} is " in refused(command, tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["manifest.json"]
+
+
+def test_a_damaged_stage_is_named(refused, tmp_path):
+    run = dict.fromkeys(("command", "versions", "settings"), "") | {"input": {"path": "", "fingerprints": {}}}
+    (tmp_path / "manifest.json").write_text(json.dumps(run | {"kind": "run", "stages": {"align": []}}))
+    assert "expected stages.align.status in it" in refused("info", tmp_path)

@@ -29,7 +29,7 @@ from cloudreg.io.volume import Source
 from cloudreg.io.writing import writable_format
 from cloudreg.regions import evaluate as evaluate_transform
 from cloudreg.registration import OpenRegistration, open_registration
-from cloudreg.run_folder import RunFolder, content_fingerprint, write_atomically
+from cloudreg.run_folder import RunFolder, content_fingerprint, load_manifest, write_atomically
 from cloudreg.settings import AlignSettings, AtlasSettings, FusionSettings, RunSettings
 from cloudreg.space import Box
 from cloudreg.tiles import acquisition_of, open_acquisition, read_project, say_damage, write_project
@@ -236,12 +236,14 @@ def info(path: str, *, voxel_size_um: Sequence[float] | None) -> None:
             "channels": ", ".join(str(c) for c in acquisition.channels),
         }
     elif (folder / "manifest.json").exists():
-        manifest = json.loads((folder / "manifest.json").read_text())
+        manifest = load_manifest(folder)
         if manifest.get("kind") == "run":
+            manifest = RunFolder(folder).read_manifest() or {}
             lines = {"format": "run", "raw data": manifest["input"]["path"]}
             lines |= {name: stage["status"] for name, stage in manifest["stages"].items()}
         else:
             opened = open_registration(folder)
+            manifest = opened.manifest
             lines = {"format": "registration", "target": opened.target_path, "atlas": manifest["atlas"]["name"]}
             lines |= {name.replace("_", " "): str(value) for name, value in manifest["figures"].items()}
     else:
@@ -391,9 +393,10 @@ def report(path: Path) -> None:
     """Write the report of a run or a registration again."""
     from cloudreg.viewer import write_registration_report, write_run_report
 
+    if not path.is_dir():
+        raise InputError(f"expected the folder of a run or of a registration at {path}, found none: check the path")
     run = RunFolder(path)
-    manifest = json.loads(run.manifest.read_text()) if run.manifest.exists() else {}
-    if manifest.get("kind") == "run":
+    if run.manifest.exists() and load_manifest(path).get("kind") == "run":
         write_run_report(run)
     else:
         write_registration_report(path)
@@ -407,7 +410,7 @@ def _open_registration(path: Path) -> OpenRegistration:
 def _measured_volumes(opened: OpenRegistration, channels: Sequence[int] | None) -> dict[str, Volume]:
     run = RunFolder(opened.folder.parent)
     if run.manifest.exists() and run.registration == opened.folder:
-        done = json.loads(run.manifest.read_text())["stages"]
+        done = (run.read_manifest() or {"stages": {}})["stages"]
         known = sorted(int(name.removeprefix("correct_")) for name in done if name.startswith("correct_"))
         volumes = {c: open_volume(run.corrected(c)) for c in _chosen(channels, known)}
         return {f"channel_{c:02d}": volume for c, volume in volumes.items()}
