@@ -667,3 +667,50 @@ def test_a_damaged_stage_is_named(refused, tmp_path):
     run = dict.fromkeys(("command", "versions", "settings"), "") | {"input": {"path": "", "fingerprints": {}}}
     (tmp_path / "manifest.json").write_text(json.dumps(run | {"kind": "run", "stages": {"align": []}}))
     assert "expected stages.align.status in it" in refused("info", tmp_path)
+
+
+# Words that are no command
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["register", "a", "b", "-v", "200", "--orientation", "asr"], "'--orientation'"),
+        (["register", "a", "b", "-v", "200"], "requires 3 arguments"),
+        (["register", "a"], "Missing argument 'out'"),
+        (["register", "a", "b", "--atlass", "x"], "No such option: --atlass"),
+        (["registr", "a", "b"], "No such command 'registr'"),
+        (["run", "a", "b", "--workers", "0"], "'0'"),
+        (["run", "a", "b", "--workers", "many"], "'many'"),
+        (["apply", "a", "b", "c", "--to", "x"], "'x' is not one of 'target', 'atlas'"),
+        (["register", "a", "b", "--channel", "x"], "such as 0,1; got 'x'"),
+        (["info", "a", "b"], "extra argument"),
+        (["register", "a", "b"], "expected an atlas to register to, got none"),
+        (["cluster", "begin"], "No such command 'begin'"),
+        (["aws", "share", "bucket"], "expected who may look, got none"),
+    ],
+)
+def test_words_that_are_no_command_are_refused_in_one_line(refused, words, said):
+    line = refused(*words)
+    assert said in line
+    assert "expected" in line or "--help" in line
+
+
+def test_no_words_bring_the_help_and_an_interrupt_ends(cloudreg, monkeypatch):
+    code, out, err = cloudreg()
+    assert (code, err) == (2, "") and "Usage" in out and "region table" in out
+    assert "error" not in cloudreg("cluster")[2]
+
+    def interrupted(*words, **options):
+        raise KeyboardInterrupt
+
+    from cloudreg import commands
+
+    monkeypatch.setattr(commands, "info", interrupted)
+    assert cloudreg("info", "x")[0] in (1, 130)
+
+
+def test_the_version_is_told(cloudreg):
+    from cloudreg import __version__
+
+    assert cloudreg("--version") == (0, f"cloudreg {__version__}\n", "")
