@@ -714,3 +714,14 @@ def test_the_version_is_told(cloudreg):
     from cloudreg import __version__
 
     assert cloudreg("--version") == (0, f"cloudreg {__version__}\n", "")
+
+
+def test_points_far_away_are_counted_and_warn_of_nothing(cloudreg, registration, tmp_path):
+    (tmp_path / "p.csv").write_text("z_um,y_um,x_um\n1e400,1,1\n2000,1800,2200\n1e300,-1e308,1\n")
+    code, out, err = cloudreg("apply-points", registration, tmp_path / "p.csv", tmp_path / "a.csv", "--to", "atlas")
+    assert (code, err) == (0, "")
+    assert out.startswith("2 of 3 points lie outside the registration's field")
+    (tmp_path / "v.csv").write_text("z,y,x\n1e400,1,1\n")
+    code, out, err = cloudreg("apply-points", registration, tmp_path / "v.csv", tmp_path / "b.csv", "--to", "target")
+    assert (code, err) == (0, "")
+    assert out.startswith("1 of 1 points lie outside")

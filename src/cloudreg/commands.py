@@ -339,7 +339,11 @@ def apply_points(registration: Path, points: Path, out: Path, *, to: Side) -> No
     _require_new_file(out)
     opened = _open_registration(registration)
     template = opened.open_atlas().template.grid if to == "target" else None
-    apply_points_file(opened.transform, points, out, to, target_grid=opened.target_grid, atlas_grid=template)
+    outside, total = apply_points_file(
+        opened.transform, points, out, to, target_grid=opened.target_grid, atlas_grid=template
+    )
+    if outside:
+        print(f"{outside} of {total} points lie outside the registration's field: their coordinates are nan")
 
 
 def export(registration: Path, out: Path, engine: Engine, *, form: FieldFormat | Literal["brainglobe"]) -> None:
