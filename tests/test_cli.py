@@ -14,6 +14,7 @@ import tifffile
 
 from cloudreg.atlas import Region, Regions, save_atlas
 from cloudreg.io import open_volume, write_volume
+from cloudreg.settings import RunSettings, load_settings
 from cloudreg.space import Grid
 from cloudreg.tiles import open_acquisition, read_project, write_colm
 
@@ -271,7 +272,12 @@ def test_an_output_of_another_run_is_refused_and_untouched(refused, raw, atlas, 
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("registration: {levles: 3}", "registration.levles"),
+        ("registration: {levles: 3}", "there is no setting registration.levles"),
+        ("registration: {levles: 3}", "closest: registration.levels"),
+        ("registratoin: {levels: 3}", "closest: registration"),
+        ("levels: 3", "closest: registration.levels"),
+        ("xyzzy: 3", "see settings.yaml in the folder of any run"),
+        ("3", "see settings.yaml in the folder of any run"),
         ("shading: {samples: 0}", "shading.samples"),
         ("- a list", "settings by name"),
         ("a: [", "YAML"),
@@ -279,7 +285,47 @@ def test_an_output_of_another_run_is_refused_and_untouched(refused, raw, atlas, 
 )
 def test_wrong_settings_are_refused(refused, raw, tmp_path, text, words):
     (tmp_path / "s.yaml").write_text(text)
-    assert words in refused("run", raw, tmp_path / "out", "--settings", tmp_path / "s.yaml")
+    line = refused("run", raw, tmp_path / "out", "--settings", tmp_path / "s.yaml")
+    assert words in line and "Extra inputs" not in line
+
+
+def test_a_section_with_nothing_below_it_holds_no_settings(tmp_path):
+    (tmp_path / "s.yaml").write_text("registration:\nshading:\n  # samples: 3\natlas:\norientation:\n")
+    settings = load_settings(tmp_path / "s.yaml")
+    assert settings == RunSettings()
+    assert not settings.names_atlas
+
+
+@pytest.mark.parametrize("text", ["registration: {levels: 3}\n", "atlas:\n", "\n"])
+def test_no_atlas_is_taken_that_nobody_chose(refused, target, tmp_path, text):
+    (tmp_path / "s.yaml").write_text(text)
+    line = refused("register", target, tmp_path / "out", "--settings", tmp_path / "s.yaml")
+    assert "expected an atlas to register to, got none" in line
+    assert "s.yaml" in line
+
+
+def test_the_atlas_of_the_settings_is_taken(refused, target, tmp_path):
+    (tmp_path / "s.yaml").write_text("atlas: {name: no_such_mouse_1um}\n")
+    assert "no_such_mouse_1um" in refused("register", target, tmp_path / "out", "--settings", tmp_path / "s.yaml")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["run", "brain.tif", "out"], "a table (.csv, .yaml) or a project (.xml) would do too"),
+        (["convert", "brain.tif", "b.nii.gz", "--dry-run"], "leave --dry-run out"),
+        (["convert", "brain.tif", "planes", "--dry-run"], "leave --dry-run out"),
+        (
+            ["register", "brain.tif", "out", "--atlas", "ATLAS", "--orientation", "asl"],
+            "registration.allow_mirror: true",
+        ),
+    ],
+)
+def test_refusals_say_what_to_do(refused, target, atlas, tmp_path, monkeypatch, words, said):
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(target, "brain.tif")
+    assert said in refused(*(atlas if word == "ATLAS" else word for word in words))
+    assert [p.name for p in tmp_path.iterdir()] == ["brain.tif"]
 
 
 @pytest.mark.skipif(shutil.which("nvidia-smi") is not None, reason="there may be a CUDA device")

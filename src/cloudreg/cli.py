@@ -48,6 +48,7 @@ from cloudreg.cli_options import (
     chosen_settings,
     command_line,
     new_engine,
+    require_atlas,
     whole_numbers,
 )
 from cloudreg.cli_view import view
@@ -338,11 +339,7 @@ def register(
     """Register any volume to an atlas."""
     from cloudreg import commands
 
-    if atlas is None and template is None and settings is None:
-        raise InputError(
-            "expected an atlas to register to, got none: give --atlas NAME, or --template T with --labels L"
-        )
-
+    require_atlas(settings, atlas, template)
     chosen = chosen_settings(
         settings,
         **chosen_atlas(atlas, template, labels, ontology, atlas_orientation, atlas_voxel_size),

@@ -157,6 +157,18 @@ def chosen_atlas(
     return {"atlas": values} if name or template else {f"atlas__{key}": value for key, value in values.items()}
 
 
+def require_atlas(settings: Path | None, name: str | None, template: str | None) -> None:
+    """Refuse a command that is told no atlas, by its words or its file: it should not be one that nobody chose."""
+    from cloudreg.errors import InputError
+    from cloudreg.settings import load_settings
+
+    if name is None and template is None and (settings is None or not load_settings(settings).names_atlas):
+        where = "" if settings is None else f", or name one in {settings}"
+        raise InputError(
+            f"expected an atlas to register to, got none: give --atlas NAME, or --template T with --labels L{where}"
+        )
+
+
 def command_line() -> str:
     """Return the command as it was given, to be kept with its results."""
     return shlex.join(["cloudreg", *sys.argv[1:]])
