@@ -730,6 +730,7 @@ def test_a_damaged_stage_is_named(refused, tmp_path):
         (["run", "a", "b", "--workers", "many"], "'many'"),
         (["apply", "a", "b", "c", "--to", "x"], "'x' is not one of 'target', 'atlas'"),
         (["register", "a", "b", "--channel", "x"], "such as 0,1; got 'x'"),
+        (["register", "a", "b", "--channel", "0,0"], "expected each number once, got '0,0'"),
         (["info", "a", "b"], "extra argument"),
         (["register", "a", "b"], "expected an atlas to register to, got none"),
         (["cluster", "begin"], "No such command 'begin'"),
@@ -771,3 +772,8 @@ def test_points_far_away_are_counted_and_warn_of_nothing(cloudreg, registration,
     code, out, err = cloudreg("apply-points", registration, tmp_path / "v.csv", tmp_path / "b.csv", "--to", "target")
     assert (code, err) == (0, "")
     assert out.startswith("1 of 1 points lie outside")
+
+
+def test_a_project_is_named_xml_before_anything_is_computed(refused, raw, tmp_path):
+    assert "*.xml" in refused("align", raw, tmp_path / "p.txt")
+    assert [p.name for p in tmp_path.iterdir()] == ["raw"]

@@ -15,11 +15,14 @@ if TYPE_CHECKING:
 
 
 def whole_numbers(text: str) -> tuple[int, ...]:
-    """Parse whole numbers with commas between."""
+    """Parse whole numbers with commas between, each of them once."""
     try:
-        return tuple(int(part) for part in text.split(","))
+        values = tuple(int(part) for part in text.split(","))
     except ValueError as error:
         raise typer.BadParameter(f"expected whole numbers with commas between, such as 0,1; got {text!r}") from error
+    if len(set(values)) < len(values):
+        raise typer.BadParameter(f"expected each number once, got {text!r}")
+    return values
 
 
 def numbers(text: str) -> tuple[float, ...]:

@@ -133,7 +133,9 @@ def align(
     """Place the tiles of an acquisition, or take the places of another channel; all files written are new."""
     if reuse is not None and (start is not None or steps is not None):
         raise InputError("expected --reuse alone, got --from or --steps as well: nothing is measured or placed anew")
-    _require_new(project)
+    if project.suffix.lower() != ".xml":
+        raise InputError(f"expected the name of a new TeraStitcher project, *.xml, got {project}")
+    _require_new_file(project)
     if steps is not None:
         _require_new(steps)
     acquisition = open_acquisition(raw, voxel_size_um=voxel_size_um, strict=strict)
@@ -160,7 +162,13 @@ def fuse(
     """Blend the tiles of a project, of ``raw`` or else of the folder that it names; a stopped one goes on."""
     placed = read_project(project)
     source = raw or acquisition_of(project, placed)
-    acquisition = open_acquisition(source, voxel_size_um=placed.voxel_size_um, strict=strict)
+    try:
+        acquisition = open_acquisition(source, voxel_size_um=placed.voxel_size_um, strict=strict)
+    except InputError as error:
+        if raw is not None:
+            raise
+        # A project names the folder of its tiles and not the table that says where the stage was.
+        raise InputError(f"{error}; or say with --raw which folder or table was aligned to {project}") from error
     what = [acquisition.fingerprint((channel,)), content_fingerprint(project, shading), settings.model_dump_json()]
     ledger = Ledger(_ledger_path(out), job=_digest(what))
     pipeline.fuse_tiles(acquisition, channel, project, shading, out, settings, engine, ledger)
