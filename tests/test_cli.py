@@ -14,6 +14,7 @@ import tifffile
 
 from cloudreg.atlas import Region, Regions, save_atlas
 from cloudreg.io import open_volume, write_volume
+from cloudreg.settings import RunSettings, load_settings
 from cloudreg.space import Grid
 from cloudreg.tiles import open_acquisition, read_project, write_colm
 
@@ -271,7 +272,12 @@ def test_an_output_of_another_run_is_refused_and_untouched(refused, raw, atlas, 
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("registration: {levles: 3}", "registration.levles"),
+        ("registration: {levles: 3}", "there is no setting registration.levles"),
+        ("registration: {levles: 3}", "closest: registration.levels"),
+        ("registratoin: {levels: 3}", "closest: registration"),
+        ("levels: 3", "closest: registration.levels"),
+        ("xyzzy: 3", "see settings.yaml in the folder of any run"),
+        ("3", "see settings.yaml in the folder of any run"),
         ("shading: {samples: 0}", "shading.samples"),
         ("- a list", "settings by name"),
         ("a: [", "YAML"),
@@ -279,7 +285,47 @@ def test_an_output_of_another_run_is_refused_and_untouched(refused, raw, atlas, 
 )
 def test_wrong_settings_are_refused(refused, raw, tmp_path, text, words):
     (tmp_path / "s.yaml").write_text(text)
-    assert words in refused("run", raw, tmp_path / "out", "--settings", tmp_path / "s.yaml")
+    line = refused("run", raw, tmp_path / "out", "--settings", tmp_path / "s.yaml")
+    assert words in line and "Extra inputs" not in line
+
+
+def test_a_section_with_nothing_below_it_holds_no_settings(tmp_path):
+    (tmp_path / "s.yaml").write_text("registration:\nshading:\n  # samples: 3\natlas:\norientation:\n")
+    settings = load_settings(tmp_path / "s.yaml")
+    assert settings == RunSettings()
+    assert not settings.names_atlas
+
+
+@pytest.mark.parametrize("text", ["registration: {levels: 3}\n", "atlas:\n", "\n"])
+def test_no_atlas_is_taken_that_nobody_chose(refused, target, tmp_path, text):
+    (tmp_path / "s.yaml").write_text(text)
+    line = refused("register", target, tmp_path / "out", "--settings", tmp_path / "s.yaml")
+    assert "expected an atlas to register to, got none" in line
+    assert "s.yaml" in line
+
+
+def test_the_atlas_of_the_settings_is_taken(refused, target, tmp_path):
+    (tmp_path / "s.yaml").write_text("atlas: {name: no_such_mouse_1um}\n")
+    assert "no_such_mouse_1um" in refused("register", target, tmp_path / "out", "--settings", tmp_path / "s.yaml")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["run", "brain.tif", "out"], "a table (.csv, .yaml) or a project (.xml) would do too"),
+        (["convert", "brain.tif", "b.nii.gz", "--dry-run"], "leave --dry-run out"),
+        (["convert", "brain.tif", "planes", "--dry-run"], "leave --dry-run out"),
+        (
+            ["register", "brain.tif", "out", "--atlas", "ATLAS", "--orientation", "asl"],
+            "registration.allow_mirror: true",
+        ),
+    ],
+)
+def test_refusals_say_what_to_do(refused, target, atlas, tmp_path, monkeypatch, words, said):
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(target, "brain.tif")
+    assert said in refused(*(atlas if word == "ATLAS" else word for word in words))
+    assert [p.name for p in tmp_path.iterdir()] == ["brain.tif"]
 
 
 @pytest.mark.skipif(shutil.which("nvidia-smi") is not None, reason="there may be a CUDA device")
@@ -516,3 +562,218 @@ def test_report_is_made_anew(cloudreg, registration, tmp_path):
     page = (copy / "report.html").read_text()
     assert page.count("data:image/") > 20
     assert "http" not in page.replace("http://www.w3.org", "")
+
+
+# Outputs that would overwrite, or that can't be written
+
+
+def test_a_table_of_regions_overwrites_nothing_not_even_its_own_cells(refused, registration, tmp_path):
+    cells = tmp_path / "cells.csv"
+    cells.write_text("z_um,y_um,x_um\n2000,1800,1500\n")
+    line = refused("regions", registration, "--cells", cells, "--out", cells)
+    assert "cells.csv exists already" in line
+    assert cells.read_text() == "z_um,y_um,x_um\n2000,1800,1500\n"
+
+
+def test_mapped_points_overwrite_nothing(refused, registration, tmp_path):
+    (tmp_path / "p.csv").write_text("z_um,y_um,x_um\n2000,1800,1500\n")
+    (tmp_path / "thesis.csv").write_text("precious")
+    words = [registration, tmp_path / "p.csv", tmp_path / "thesis.csv"]
+    assert "thesis.csv exists already" in refused("apply-points", *words, "--to", "atlas")
+    assert (tmp_path / "thesis.csv").read_text() == "precious"
+
+
+@pytest.mark.parametrize("text", ["z_um,y_um,x_um\n1,2\n", "a,b\n1,2\n", "z_um,y_um,x_um\n1,2,none\n"])
+def test_refused_points_leave_nothing(refused, registration, tmp_path, text):
+    (tmp_path / "p.csv").write_text(text)
+    refused("apply-points", registration, tmp_path / "p.csv", tmp_path / "out.csv", "--to", "atlas")
+    assert [p.name for p in tmp_path.iterdir()] == ["p.csv"]
+
+
+def test_a_folder_is_no_name_for_a_table(refused, registration, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "p.csv").write_text("z_um,y_um,x_um\n2000,1800,1500\n")
+    (tmp_path / "folder").mkdir()
+    before = contents(tmp_path)
+    for out in (".", "folder", "/"):
+        assert "got the folder" in refused("apply-points", registration, "p.csv", out, "--to", "atlas")
+        assert "got the folder" in refused("regions", registration, "--out", out)
+    assert contents(tmp_path) == before
+    assert {p.name for p in tmp_path.iterdir()} == {"p.csv", "folder"}
+
+
+@pytest.mark.parametrize(("parent", "words"), [("brain.tif", "got a file"), ("/proc", "no file can be made in /proc")])
+def test_an_output_where_nothing_can_be_is_refused_before_anything_is_read(
+    refused, raw, atlas, registration, tmp_path, monkeypatch, parent, words
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "brain.tif").write_bytes(b"no volume, and never read")
+    out = f"{parent}/R1"
+    assert words in refused("register", "brain.tif", out, "--atlas", atlas)
+    assert words in refused("apply-points", registration, "no.csv", out, "--to", "atlas")
+    assert words in refused("regions", registration, "--out", out)
+    assert words in refused("export-transform", registration, out, "--format", "itk")
+    assert words in refused("demo", out)
+    assert words in refused("run", raw, out, "--atlas", atlas)
+    assert words in refused("align", raw, f"{out}.xml")
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [("thesis.doc", "choose another place"), ("acquisition/thesis.doc", "expected a demo acquisition")],
+)
+def test_a_demo_is_not_mixed_with_other_files(refused, tmp_path, name, words):
+    (tmp_path / "mine" / name).parent.mkdir(parents=True)
+    (tmp_path / "mine" / name).write_text("precious")
+    assert words in refused("demo", tmp_path / "mine")
+    assert [p.name for p in (tmp_path / "mine").rglob("*") if p.is_file()] == ["thesis.doc"]
+
+
+def test_an_image_without_such_a_channel_leaves_the_place_to_the_corrected_command(
+    cloudreg, refused, registration, target, tmp_path
+):
+    words = ["apply", registration, target, tmp_path / "a.ome.zarr", "--to", "atlas"]
+    assert "has 1 channel, number 0; channel 4 was asked for" in refused(*words, "--channel", 4)
+    assert not list(tmp_path.iterdir())
+    assert cloudreg(*words)[0] == 0
+
+
+def test_an_image_that_can_not_be_read_to_its_end_leaves_nothing(cloudreg, registration, target, tmp_path):
+    cloudreg("convert", target, tmp_path / "v.ome.zarr")
+    # Bytes that can't be decoded, in every chunk.
+    for file in (tmp_path / "v.ome.zarr").rglob("c/**/*"):
+        if file.is_file():
+            file.write_bytes(b"no chunk")
+    code, _, err = cloudreg("apply", registration, tmp_path / "v.ome.zarr", tmp_path / "a.ome.zarr", "--to", "atlas")
+    assert code != 0, err
+    assert not (tmp_path / "a.ome.zarr").exists()
+
+
+# Labels that are none
+
+
+@pytest.mark.parametrize("value", [np.nan, 1.5, -1])
+def test_labels_that_are_no_whole_numbers_are_refused(refused, registration, brain, tmp_path, value):
+    labels = labels_of(brain).astype(np.float32)
+    labels[20, 18, 22] = value
+    write_volume(tmp_path / "l.nrrd", labels, Grid.from_spacing(brain.shape, (100.0,) * 3))
+    assert "labels are whole numbers from 0 up" in refused(
+        "evaluate", registration, "--labels-target", tmp_path / "l.nrrd"
+    )
+    for name in ("out.ome.zarr", "out.nrrd"):
+        words = ["apply", registration, tmp_path / "l.nrrd", tmp_path / name, "--to", "atlas", "--labels"]
+        assert "labels are whole numbers from 0 up" in refused(*words)
+    assert [p.name for p in tmp_path.iterdir()] == ["l.nrrd"]
+
+
+def test_labels_of_another_shape_than_the_template_are_refused(refused, brain, target, tmp_path):
+    tifffile.imwrite(tmp_path / "t.tif", brain)
+    tifffile.imwrite(tmp_path / "l.tif", labels_of(brain)[20:21])
+    words = ["--template", tmp_path / "t.tif", "--labels", tmp_path / "l.tif", "--atlas-voxel-size", 100, 100, 100]
+    line = refused("register", target, tmp_path / "out", *words, "--atlas-orientation", "asr", "--orientation", "asr")
+    assert "shape (40, 36, 44), got shape (1, 36, 44)" in line
+
+
+def test_landmarks_without_a_place_are_refused(refused, registration, tmp_path):
+    (tmp_path / "atlas.csv").write_text("z_um,y_um,x_um\n2000,1800,2200\n1500,1500,1800\n")
+    (tmp_path / "target.csv").write_text("z_um,y_um,x_um\n2100,2000,2100\nnan,nan,nan\n")
+    points = ["--points-target", tmp_path / "target.csv", "--points-atlas", tmp_path / "atlas.csv"]
+    assert "for landmark 2 in the target: leave the pair out" in refused("evaluate", registration, *points)
+
+
+# Volumes that can't be evened out
+
+
+@pytest.mark.parametrize("change", [lambda v: v[20:21], nan_in], ids=["one section", "nan"])
+def test_what_can_not_be_evened_out_is_refused_and_nothing_is_left(refused, brain, tmp_path, change):
+    values = change(brain)
+    write_volume(tmp_path / "v.nrrd", values, Grid.from_spacing(values.shape, (100.0,) * 3))
+    write_volume(tmp_path / "l.nrrd", labels_of(brain)[: len(values)], Grid.from_spacing(values.shape, (100.0,) * 3))
+    words = ["correct-volume", tmp_path / "v.nrrd", tmp_path / "o.ome.zarr"]
+    said = ("one voxel of 100 um thick along z", "are no numbers (NaN or infinite): clean it first")
+    assert any(s in refused(*words) for s in said)
+    assert any(s in refused(*words, "--labels", tmp_path / "l.nrrd") for s in said)
+    assert {p.name for p in tmp_path.iterdir()} == {"v.nrrd", "l.nrrd"}
+
+
+# Folders that are not what they say
+
+
+@pytest.mark.parametrize(
+    "text", ["{", "[]", '"run"', "\x00", '{"kind": "run"}', '{"kind": "run", "stages": {"align": 3}}', '{"format": 1}']
+)
+def test_a_damaged_manifest_is_named(refused, tmp_path, text):
+    (tmp_path / "manifest.json").write_text(text)
+    for command in ("info", "report"):
+        assert f"{tmp_path / 'manifest.json'} is " in refused(command, tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["manifest.json"]
+
+
+def test_a_damaged_stage_is_named(refused, tmp_path):
+    run = dict.fromkeys(("command", "versions", "settings"), "") | {"input": {"path": "", "fingerprints": {}}}
+    (tmp_path / "manifest.json").write_text(json.dumps(run | {"kind": "run", "stages": {"align": []}}))
+    assert "expected stages.align.status in it" in refused("info", tmp_path)
+
+
+# Words that are no command
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["register", "a", "b", "-v", "200", "--orientation", "asr"], "'--orientation'"),
+        (["register", "a", "b", "-v", "200"], "requires 3 arguments"),
+        (["register", "a"], "Missing argument 'out'"),
+        (["register", "a", "b", "--atlass", "x"], "No such option: --atlass"),
+        (["registr", "a", "b"], "No such command 'registr'"),
+        (["run", "a", "b", "--workers", "0"], "'0'"),
+        (["run", "a", "b", "--workers", "many"], "'many'"),
+        (["apply", "a", "b", "c", "--to", "x"], "'x' is not one of 'target', 'atlas'"),
+        (["register", "a", "b", "--channel", "x"], "such as 0,1; got 'x'"),
+        (["register", "a", "b", "--channel", "0,0"], "expected each number once, got '0,0'"),
+        (["info", "a", "b"], "extra argument"),
+        (["register", "a", "b"], "expected an atlas to register to, got none"),
+        (["cluster", "begin"], "No such command 'begin'"),
+        (["aws", "share", "bucket"], "expected who may look, got none"),
+    ],
+)
+def test_words_that_are_no_command_are_refused_in_one_line(refused, words, said):
+    line = refused(*words)
+    assert said in line
+    assert "expected" in line or "--help" in line
+
+
+def test_no_words_bring_the_help_and_an_interrupt_ends(cloudreg, monkeypatch):
+    code, out, err = cloudreg()
+    assert (code, err) == (2, "") and "Usage" in out and "region table" in out
+    assert "error" not in cloudreg("cluster")[2]
+
+    def interrupted(*words, **options):
+        raise KeyboardInterrupt
+
+    from cloudreg import commands
+
+    monkeypatch.setattr(commands, "info", interrupted)
+    assert cloudreg("info", "x")[0] in (1, 130)
+
+
+def test_the_version_is_told(cloudreg):
+    from cloudreg import __version__
+
+    assert cloudreg("--version") == (0, f"cloudreg {__version__}\n", "")
+
+
+def test_points_far_away_are_counted_and_warn_of_nothing(cloudreg, registration, tmp_path):
+    (tmp_path / "p.csv").write_text("z_um,y_um,x_um\n1e400,1,1\n2000,1800,2200\n1e300,-1e308,1\n")
+    code, out, err = cloudreg("apply-points", registration, tmp_path / "p.csv", tmp_path / "a.csv", "--to", "atlas")
+    assert (code, err) == (0, "")
+    assert out.startswith("2 of 3 points lie outside the registration's field")
+    (tmp_path / "v.csv").write_text("z,y,x\n1e400,1,1\n")
+    code, out, err = cloudreg("apply-points", registration, tmp_path / "v.csv", tmp_path / "b.csv", "--to", "target")
+    assert (code, err) == (0, "")
+    assert out.startswith("1 of 1 points lie outside")
+
+
+def test_a_project_is_named_xml_before_anything_is_computed(refused, raw, tmp_path):
+    assert "*.xml" in refused("align", raw, tmp_path / "p.txt")
+    assert [p.name for p in tmp_path.iterdir()] == ["raw"]

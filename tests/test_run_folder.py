@@ -107,11 +107,11 @@ def test_a_folder_that_is_no_run_is_refused_and_untouched(tmp_path, name):
     assert contents(tmp_path) == before
 
 
-@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"kind": "registration"}'])
+@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"kind": "registration"}', '{"kind": "run"}'])
 def test_a_manifest_that_is_not_a_runs_is_refused(tmp_path, text):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "manifest.json").write_text(text)
-    with pytest.raises(InputError, match="choose another output folder"):
+    with pytest.raises(InputError, match="choose another folder"):
         run_chain(tmp_path / "out")
 
 

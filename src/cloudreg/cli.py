@@ -48,11 +48,12 @@ from cloudreg.cli_options import (
     chosen_settings,
     command_line,
     new_engine,
+    require_atlas,
     whole_numbers,
 )
 from cloudreg.cli_view import view
 from cloudreg.cli_volumes import convert, download, info, pyramid
-from cloudreg.errors import CloudRegError
+from cloudreg.errors import CloudRegError, InputError
 
 app = typer.Typer(
     help="From raw light-sheet tiles to a registered brain with numbers for every region.",
@@ -62,6 +63,27 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog="With --debug, anywhere on the line, an error shows its traceback.",
 )
+
+
+# Typer brings a click of its own, or takes the installed one: this is the UsageError of either.
+_UsageError: type[Exception] = typer.BadParameter.__mro__[1]
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from cloudreg import __version__
+
+        print(f"cloudreg {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _whole(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Take what belongs to no command; `_print_version` has looked at it."""
 
 
 @app.command()
@@ -317,9 +339,7 @@ def register(
     """Register any volume to an atlas."""
     from cloudreg import commands
 
-    if atlas is None and template is None and settings is None:
-        raise typer.BadParameter("which atlas? give --atlas NAME, or --template T with --labels L")
-
+    require_atlas(settings, atlas, template)
     chosen = chosen_settings(
         settings,
         **chosen_atlas(atlas, template, labels, ontology, atlas_orientation, atlas_voxel_size),
@@ -476,10 +496,35 @@ def main() -> None:
     """Run the command line, and turn an error into one line and an exit code."""
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     try:
-        app(arguments)
+        code = app(arguments, standalone_mode=False)
+    except _UsageError as error:
+        _say(_usage_line(error))
+        code = InputError.exit_code
+    except typer.Abort:
+        code = 1
     except (CloudRegError, OSError, MemoryError) as error:
         if len(arguments) < len(sys.argv) - 1:
             raise
-        line = " ".join(str(error).split()) or type(error).__name__
+        _say(" ".join(str(error).split()) or type(error).__name__)
+        code = error.exit_code if isinstance(error, CloudRegError) else 1
+    sys.exit(code or 0)
+
+
+def _say(line: str) -> None:
+    """Print an error's line; where there is none, its help stands there already."""
+    if line:
         print(f"error: {line}", file=sys.stderr)
-        sys.exit(error.exit_code if isinstance(error, CloudRegError) else 1)
+
+
+def _usage_line(error: Any) -> str:
+    """Return what is wrong with a command's words, the word itself, and where to look."""
+    from pydantic import ValidationError
+
+    line = " ".join(error.format_message().split())
+    cause = error.__cause__
+    if isinstance(cause, ValidationError):
+        line = line.replace("Value error, ", "")
+        word = repr(cause.errors()[0]["input"])
+        line += "" if word in line else f", got {word}"
+    command = "cloudreg" if error.ctx is None else error.ctx.command_path
+    return line and f"{line.rstrip('.')}: see {command} --help"

@@ -7,6 +7,8 @@ from typing import Annotated, Literal
 
 import typer
 
+from cloudreg.errors import InputError
+
 aws_app = typer.Typer(help="Machines and buckets of Amazon's cloud.", no_args_is_help=True)
 
 InstanceId = Annotated[str, typer.Argument(metavar="INSTANCE", help="Machine of EC2, such as i-0123456789abcdef0.")]
@@ -95,5 +97,5 @@ def aws_share(
     from cloudreg.cloud.share import share_bucket
 
     if bool(allow) == public:
-        raise typer.BadParameter("who may look? give --allow NETWORK (as often as needed), or --public")
+        raise InputError("expected who may look, got none: give --allow NETWORK (as often as needed), or --public")
     print(share_bucket(bucket.removeprefix("s3://").rstrip("/"), allow or ()))

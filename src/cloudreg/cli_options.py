@@ -15,11 +15,14 @@ if TYPE_CHECKING:
 
 
 def whole_numbers(text: str) -> tuple[int, ...]:
-    """Parse whole numbers with commas between."""
+    """Parse whole numbers with commas between, each of them once."""
     try:
-        return tuple(int(part) for part in text.split(","))
+        values = tuple(int(part) for part in text.split(","))
     except ValueError as error:
         raise typer.BadParameter(f"expected whole numbers with commas between, such as 0,1; got {text!r}") from error
+    if len(set(values)) < len(values):
+        raise typer.BadParameter(f"expected each number once, got {text!r}")
+    return values
 
 
 def numbers(text: str) -> tuple[float, ...]:
@@ -171,6 +174,18 @@ def chosen_atlas(
     }
     # A name or a template is another atlas than that of the settings file; the rest alone corrects it.
     return {"atlas": values} if name or template else {f"atlas__{key}": value for key, value in values.items()}
+
+
+def require_atlas(settings: Path | None, name: str | None, template: str | None) -> None:
+    """Refuse a command that is told no atlas, by its words or its file: it should not be one that nobody chose."""
+    from cloudreg.errors import InputError
+    from cloudreg.settings import load_settings
+
+    if name is None and template is None and (settings is None or not load_settings(settings).names_atlas):
+        where = "" if settings is None else f", or name one in {settings}"
+        raise InputError(
+            f"expected an atlas to register to, got none: give --atlas NAME, or --template T with --labels L{where}"
+        )
 
 
 def command_line() -> str:

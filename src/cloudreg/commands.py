@@ -21,14 +21,15 @@ from rich.table import Table
 from cloudreg import pipeline
 from cloudreg.atlas import load_atlas
 from cloudreg.errors import InputError
-from cloudreg.execution import Engine, Ledger
+from cloudreg.execution import Engine, Ledger, require_writable
 from cloudreg.io import Kind, Volume, build_pyramid, describe, describe_cost, open_volume, parse_region, part_of
 from cloudreg.io import convert as convert_volume
 from cloudreg.io.objects import is_remote, plain_address
 from cloudreg.io.volume import Source
+from cloudreg.io.writing import writable_format
 from cloudreg.regions import evaluate as evaluate_transform
 from cloudreg.registration import OpenRegistration, open_registration
-from cloudreg.run_folder import RunFolder, content_fingerprint, write_atomically
+from cloudreg.run_folder import RunFolder, content_fingerprint, load_manifest, write_atomically
 from cloudreg.settings import AlignSettings, AtlasSettings, FusionSettings, RunSettings
 from cloudreg.space import Box
 from cloudreg.tiles import acquisition_of, open_acquisition, read_project, say_damage, write_project
@@ -47,6 +48,8 @@ def demo(out: Path, engine: Engine, *, command: str) -> None:
     from cloudreg.flatfield import load_shading
     from cloudreg.viewer import write_run_report
 
+    if not _is_demo(out):
+        _require_new(out)
     truth = make_acquisition(out / "acquisition")
     settings = RunSettings(atlas=AtlasSettings(name=str(truth.atlas)), orientation=truth.orientation)
     # A score is of one result: it must not outlive it.
@@ -130,7 +133,9 @@ def align(
     """Place the tiles of an acquisition, or take the places of another channel; all files written are new."""
     if reuse is not None and (start is not None or steps is not None):
         raise InputError("expected --reuse alone, got --from or --steps as well: nothing is measured or placed anew")
-    _require_new(project)
+    if project.suffix.lower() != ".xml":
+        raise InputError(f"expected the name of a new TeraStitcher project, *.xml, got {project}")
+    _require_new_file(project)
     if steps is not None:
         _require_new(steps)
     acquisition = open_acquisition(raw, voxel_size_um=voxel_size_um, strict=strict)
@@ -157,7 +162,13 @@ def fuse(
     """Blend the tiles of a project, of ``raw`` or else of the folder that it names; a stopped one goes on."""
     placed = read_project(project)
     source = raw or acquisition_of(project, placed)
-    acquisition = open_acquisition(source, voxel_size_um=placed.voxel_size_um, strict=strict)
+    try:
+        acquisition = open_acquisition(source, voxel_size_um=placed.voxel_size_um, strict=strict)
+    except InputError as error:
+        if raw is not None:
+            raise
+        # A project names the folder of its tiles and not the table that says where the stage was.
+        raise InputError(f"{error}; or say with --raw which folder or table was aligned to {project}") from error
     what = [acquisition.fingerprint((channel,)), content_fingerprint(project, shading), settings.model_dump_json()]
     ledger = Ledger(_ledger_path(out), job=_digest(what))
     pipeline.fuse_tiles(acquisition, channel, project, shading, out, settings, engine, ledger)
@@ -233,12 +244,14 @@ def info(path: str, *, voxel_size_um: Sequence[float] | None) -> None:
             "channels": ", ".join(str(c) for c in acquisition.channels),
         }
     elif (folder / "manifest.json").exists():
-        manifest = json.loads((folder / "manifest.json").read_text())
+        manifest = load_manifest(folder)
         if manifest.get("kind") == "run":
+            manifest = RunFolder(folder).read_manifest() or {}
             lines = {"format": "run", "raw data": manifest["input"]["path"]}
             lines |= {name: stage["status"] for name, stage in manifest["stages"].items()}
         else:
             opened = open_registration(folder)
+            manifest = opened.manifest
             lines = {"format": "registration", "target": opened.target_path, "atlas": manifest["atlas"]["name"]}
             lines |= {name.replace("_", " "): str(value) for name, value in manifest["figures"].items()}
     else:
@@ -301,6 +314,10 @@ def apply(
     orientation: str | None,
 ) -> None:
     """Carry a volume into the other space, onto the grid of the volume ``like`` or of what was registered."""
+    writable_format(out)
+    place = plain_address(out.removeprefix("precomputed://"))
+    if not is_remote(place):
+        _require_new(Path(place))
     opened = _open_registration(registration)
     kind: Kind = "labels" if labels else "image"
     volume = open_volume(source, voxel_size_um=voxel_size_um, orientation=orientation, kind=kind)
@@ -312,7 +329,6 @@ def apply(
     else:
         atlas = opened.open_atlas()
         grid, letters = atlas.template.grid, atlas.orientation
-    _require_new(Path(out.removeprefix("precomputed://")))
     apply_image(
         opened.transform,
         volume,
@@ -327,14 +343,20 @@ def apply(
 
 
 def apply_points(registration: Path, points: Path, out: Path, *, to: Side) -> None:
-    """Carry a file of points into the other space."""
+    """Carry a file of points into the other space; the output is a new file."""
+    _require_new_file(out)
     opened = _open_registration(registration)
     template = opened.open_atlas().template.grid if to == "target" else None
-    apply_points_file(opened.transform, points, out, to, target_grid=opened.target_grid, atlas_grid=template)
+    outside, total = apply_points_file(
+        opened.transform, points, out, to, target_grid=opened.target_grid, atlas_grid=template
+    )
+    if outside:
+        print(f"{outside} of {total} points lie outside the registration's field: their coordinates are nan")
 
 
 def export(registration: Path, out: Path, engine: Engine, *, form: FieldFormat | Literal["brainglobe"]) -> None:
-    """Write the transform of a registration for other programs."""
+    """Write the transform of a registration for other programs, in a new folder."""
+    _require_new(out)
     opened = _open_registration(registration)
     if form != "brainglobe":
         export_transform(opened.transform, opened.atlas_frame, opened.target_frame, out, form)
@@ -346,7 +368,8 @@ def export(registration: Path, out: Path, engine: Engine, *, form: FieldFormat |
 def regions(
     registration: Path, out: Path, engine: Engine, *, channels: Sequence[int] | None, cells: Path | None
 ) -> None:
-    """Measure regions in the channels of a run, or in what was registered."""
+    """Measure regions in the channels of a run, or in what was registered; the table is a new file."""
+    _require_new_file(out)
     opened = _open_registration(registration)
     pipeline.measure_regions(opened.folder, _measured_volumes(opened, channels), out, engine, cells=cells)
 
@@ -382,9 +405,10 @@ def report(path: Path) -> None:
     """Write the report of a run or a registration again."""
     from cloudreg.viewer import write_registration_report, write_run_report
 
+    if not path.is_dir():
+        raise InputError(f"expected the folder of a run or of a registration at {path}, found none: check the path")
     run = RunFolder(path)
-    manifest = json.loads(run.manifest.read_text()) if run.manifest.exists() else {}
-    if manifest.get("kind") == "run":
+    if run.manifest.exists() and load_manifest(path).get("kind") == "run":
         write_run_report(run)
     else:
         write_registration_report(path)
@@ -398,7 +422,7 @@ def _open_registration(path: Path) -> OpenRegistration:
 def _measured_volumes(opened: OpenRegistration, channels: Sequence[int] | None) -> dict[str, Volume]:
     run = RunFolder(opened.folder.parent)
     if run.manifest.exists() and run.registration == opened.folder:
-        done = json.loads(run.manifest.read_text())["stages"]
+        done = (run.read_manifest() or {"stages": {}})["stages"]
         known = sorted(int(name.removeprefix("correct_")) for name in done if name.startswith("correct_"))
         volumes = {c: open_volume(run.corrected(c)) for c in _chosen(channels, known)}
         return {f"channel_{c:02d}": volume for c, volume in volumes.items()}
@@ -448,6 +472,7 @@ def _print_rows(rows: dict[str, str]) -> None:
 
 def _ledger_path(out: str) -> Path:
     """Return where to remember what is done of a volume: beside it, or on this machine for one that is elsewhere."""
+    writable_format(out)
     place = plain_address(out.removeprefix("precomputed://"))
     if is_remote(place):
         return _cache() / f"{_digest([place])}.ledger"
@@ -462,9 +487,24 @@ def _digest(what: Sequence[object]) -> str:
     return hashlib.sha256(json.dumps(what).encode()).hexdigest()[:16]
 
 
+def _is_demo(folder: Path) -> bool:
+    """Tell whether a folder holds an acquisition where `demo` puts it, whole or begun; which one is told later."""
+    places = [folder / "acquisition", folder / ".acquisition.unfinished"]
+    return any(place.is_dir() and any(place.iterdir()) for place in places)
+
+
 def _require_new(path: Path) -> None:
+    """Refuse an output that is there already, unless it is an empty folder, or whose place takes no files."""
     if path.exists() and not (path.is_dir() and not any(path.iterdir())):
         raise InputError(f"{path} exists already: choose another place, or remove it first")
+    require_writable(path.parent, str(path))
+
+
+def _require_new_file(path: Path) -> None:
+    """Refuse an output that is a folder, even an empty one, or that `_require_new` refuses."""
+    if path.is_dir():
+        raise InputError(f"expected the name of a new file, got the folder {path}: name a file in it")
+    _require_new(path)
 
 
 def _by(values: Sequence[float]) -> str:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from cloudreg.atlas import Atlas, load_atlas
 from cloudreg.errors import InputError
-from cloudreg.execution import Engine, Ledger, require_free_space
+from cloudreg.execution import Engine, Ledger, require_free_space, require_writable
 from cloudreg.io import Volume, open_volume, stacked
 from cloudreg.run_folder import RunFolder, content_fingerprint, library_versions, open_run
 from cloudreg.settings import (
@@ -209,6 +209,7 @@ def run(
     InputError
         If the raw data, a setting or the output folder is not what it should be; before anything is written.
     """
+    require_writable(out, f"the run {out}")
     acquisition = open_acquisition(raw, voxel_size_um=voxel_size_um, strict=strict)
     channels, register_by = _chosen_channels(acquisition, settings)
     align_by = register_by[0] if settings.align.channel is None else settings.align.channel

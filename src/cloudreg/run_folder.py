@@ -29,6 +29,9 @@ from cloudreg.settings import RunSettings, Settings, save_settings
 FORMAT = 5
 """Raised when a stage gives another result for the same settings, so that older outputs are not taken for it."""
 
+_PARTS = ("command", "versions", "input.path", "input.fingerprints", "settings", "stages")
+"""What the manifest of a run holds beside its kind."""
+
 _LIBRARIES = ("cloudreg", "numpy", "scipy", "simpleitk", "tensorstore", "numba", "dask", "tifffile")
 
 
@@ -143,13 +146,40 @@ class RunFolder:
                     "choose another output folder"
                 )
             return None
-        try:
-            manifest = json.loads(self.manifest.read_text())
-        except ValueError as error:
-            raise InputError(f"{self.manifest} is not readable ({error}): choose another output folder") from error
-        if not isinstance(manifest, dict) or manifest.get("kind") != "run":
-            raise InputError(f"{self.path} holds something other than a run: choose another output folder")
+        manifest = load_manifest(self.path)
+        if manifest.get("kind") != "run":
+            raise InputError(f"{self.path} holds something other than a run: choose another folder")
+        require_in_manifest(manifest, _PARTS, self.manifest)
+        require_in_manifest(manifest, [f"stages.{stage}.status" for stage in manifest["stages"]], self.manifest)
         return manifest
+
+
+def load_manifest(folder: Path) -> dict[str, Any]:
+    """Return what is in the manifest of a run or of a registration.
+
+    Raises
+    ------
+    InputError
+        If it can't be read, or holds no values by name.
+    """
+    path = folder / "manifest.json"
+    try:
+        manifest = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} is not readable ({error}): choose another folder") from error
+    if not isinstance(manifest, dict):
+        raise InputError(f"{path} is damaged: expected values by name, got {manifest!r:.40}: choose another folder")
+    return manifest
+
+
+def require_in_manifest(manifest: dict[str, Any], names: Sequence[str], path: Path) -> None:
+    """Refuse a manifest that lacks something; ``a.b`` is what ``a`` holds under ``b``."""
+    for name in names:
+        place: Any = manifest
+        for part in name.split("."):
+            if not isinstance(place, dict) or part not in place:
+                raise InputError(f"{path} is damaged: expected {name} in it, found none: choose another folder")
+            place = place[part]
 
 
 class Run:

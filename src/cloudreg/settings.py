@@ -6,6 +6,7 @@ Lengths are micrometres. A setting left out of the file has the default shown he
 from __future__ import annotations
 
 from collections.abc import Mapping
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar
 
@@ -225,6 +226,15 @@ class RunSettings(Settings):
     illumination: IlluminationSettings = IlluminationSettings()
     registration: RegistrationSettings = RegistrationSettings()
 
+    @property
+    def names_atlas(self) -> bool:
+        """Whether the atlas was chosen, and is not the default."""
+        return "atlas" in self.model_fields_set
+
+
+_SECTIONS = {name for name, field in RunSettings.model_fields.items() if isinstance(field.default, Settings)}
+_EXAMPLE = "see settings.yaml in the folder of any run"
+
 
 def load_settings(path: str | Path) -> RunSettings:
     """Read the settings of a run from YAML.
@@ -241,8 +251,10 @@ def load_settings(path: str | Path) -> RunSettings:
         reason = str(error).replace("\n", " ")
         raise InputError(f"expected a YAML file of settings at {path}: {reason}") from error
     if values is not None and not isinstance(values, dict):
-        raise InputError(f"expected settings by name in {path}, got a {type(values).__name__}: see cloudreg run --help")
-    return _checked(RunSettings, values or {}, f" in {path}")
+        raise InputError(f"expected settings by name in {path}, got a {type(values).__name__}: {_EXAMPLE}")
+    # A section with nothing below it, as is left when its lines are commented out, holds no settings.
+    named = {name: value for name, value in (values or {}).items() if value is not None or name not in _SECTIONS}
+    return _checked(RunSettings, named, f" in {path}")
 
 
 def override(settings: Model, values: Mapping[str, object]) -> Model:
@@ -277,10 +289,33 @@ def _checked(model: type[Model], values: dict[str, object], where: str) -> Model
     except ValidationError as error:
         first = error.errors()[0]
         name = ".".join(str(part) for part in first["loc"])
+        if first["type"] == "extra_forbidden":
+            raise InputError(f"there is no setting {name}{where}: {_closest(model, name)}") from error
         reason = first["msg"].removeprefix("Value error, ")
         # What several values do wrong together is said by the reason; all of them are too many to show.
         got = "" if isinstance(first["input"], dict) else f", got {first['input']!r}"
         raise InputError(f"setting {name}{where}: {reason}{got}") from error
+
+
+def _closest(model: type[Settings], name: str) -> str:
+    """Return what may be meant by a name that there is none of: names of its section, or else of any."""
+    section, _, last = name.rpartition(".")
+    known = _names(model, "")
+    for among in ([n for n in known if n.rpartition(".")[0] == section], known):
+        found = get_close_matches(last, {n.rpartition(".")[2] for n in among}, n=2)
+        if found:
+            return f"closest: {', '.join(n for word in found for n in among if n.rpartition('.')[2] == word)}"
+    return _EXAMPLE
+
+
+def _names(model: type[Settings], before: str) -> list[str]:
+    names = []
+    for name, field in model.model_fields.items():
+        inner = field.annotation
+        names.append(before + name)
+        if isinstance(inner, type) and issubclass(inner, Settings):
+            names += _names(inner, f"{before}{name}.")
+    return names
 
 
 def save_settings(settings: Settings, path: str | Path) -> None:

@@ -116,6 +116,31 @@ def test_tiff_labels_without_voxel_size_cover_the_template(tmp_path):
     np.testing.assert_allclose(atlas.labels.grid.bounds_um(), atlas.template.grid.bounds_um())
 
 
+@pytest.mark.parametrize("shape", [(6, 5, 5), (25, 18, 20), (6, 4, 5), (36, 27, 29)])
+def test_labels_whose_shape_was_rounded_still_cover_the_template(tmp_path, shape):
+    tifffile.imwrite(tmp_path / "t.tif", TEMPLATE)
+    tifffile.imwrite(tmp_path / "l.tif", np.ones(shape, np.uint8))
+    atlas = load_atlas(
+        template=tmp_path / "t.tif", labels=tmp_path / "l.tif", orientation="asr", voxel_size_um=(100, 120, 80)
+    )
+    np.testing.assert_allclose(atlas.labels.grid.bounds_um(), GRID.bounds_um())
+
+
+@pytest.mark.parametrize(
+    ("suffix", "spacing"),
+    [("tif", None), ("tif", (100, 120, 80)), ("ome.zarr", (100, 120, 80)), ("nrrd", (50, 60, 40))],
+)
+def test_labels_of_an_unknown_part_of_the_template_are_refused(tmp_path, suffix, spacing):
+    write_volume(tmp_path / f"t.{'tif' if spacing is None else suffix}", TEMPLATE, GRID)
+    part = LABELS[:1]
+    if spacing is None:
+        tifffile.imwrite(tmp_path / "l.tif", part)
+    else:
+        write_volume(tmp_path / f"l.{suffix}", part, Grid.from_spacing(part.shape, spacing))
+    with pytest.raises(InputError, match=r"shape \(12, 9, 10\), got shape \(1, 9, 10\)"):
+        load_atlas(template=tmp_path / f"t.{suffix}", labels=tmp_path / f"l.{suffix}", orientation="asr")
+
+
 def test_labels_with_a_frame_of_their_own_stay_where_their_header_says(tmp_path):
     write_volume(
         str(tmp_path / "t.nii.gz"), TEMPLATE, Grid.from_spacing(SHAPE, (100,) * 3, (500, 0, -300)), orientation="ipl"
@@ -235,6 +260,8 @@ def test_labels_that_reach_out_of_the_template_are_refused(files):
         ("template", np.where(np.indices(SHAPE)[0] == 5, np.nan, TEMPLATE).astype(np.float32), "NaN"),
         ("labels", LABELS.astype(np.float32) + 0.5 * (LABELS == 7), "whole numbers"),
         ("labels", LABELS.astype(np.int32) - 8, "whole numbers from 0"),
+        ("labels", np.where(LABELS == 7, np.inf, LABELS).astype(np.float32), "whole numbers from 0"),
+        ("labels", np.where(LABELS == 7, 2.0**70, LABELS).astype(np.float32), "whole numbers from 0"),
     ],
 )
 def test_volumes_that_are_no_template_or_labels_are_refused(files, name, array, message):

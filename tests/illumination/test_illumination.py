@@ -254,3 +254,32 @@ def test_a_field_of_other_axes_is_refused(tmp_path, engine):
     bias = BiasField(Grid((2, 2, 2), turned), np.zeros((2, 2, 2), np.float32))
     with pytest.raises(InputError, match="different axes: find the field on this volume"):
         correct_volume(volume, bias, tmp_path / "c.ome.zarr", SETTINGS, engine)
+
+
+@pytest.mark.parametrize("name", ["v.ome.zarr", "v.nrrd"])
+def test_values_that_are_no_numbers_are_refused(tmp_path, engine, name):
+    tissue, _, _ = brain()
+    tissue[3, 4, 5] = np.nan
+    volume = stored(tmp_path, tissue, name=name, dtype=np.float32)
+    with pytest.raises(InputError, match="are no numbers"):
+        estimate_bias(volume, 0, SETTINGS, engine=engine)
+
+
+def test_a_value_that_is_no_number_beside_the_channel_looked_at_is_refused_too(tmp_path, engine):
+    tissue, _, _ = brain((12, 14, 16))
+    both = np.stack([tissue, tissue]).astype(np.float32)
+    both[1, 3, 4, 5] = np.inf
+    grid = Grid.from_spacing(tissue.shape, (60.0, 50.0, 50.0))
+    volume = write_volume(tmp_path / "v.ome.zarr", both, grid)
+    field = BiasField(grid, np.zeros(grid.shape, np.float32))
+    with pytest.raises(InputError, match="are no numbers"):
+        correct_volume(volume, field, tmp_path / "o.ome.zarr", SETTINGS, engine)
+
+
+@pytest.mark.parametrize(("shape", "axis"), [((1, 40, 40), "z"), ((40, 40, 1), "x"), ((3, 40, 40), "z")])
+def test_a_single_section_is_refused(tmp_path, engine, shape, axis):
+    """Three planes of 5 um are one voxel at the working resolution."""
+    values = np.random.default_rng(0).integers(1, 1000, shape)
+    volume = stored(tmp_path, values, voxel_um=(5.0, 50.0, 50.0), name="v.nrrd")
+    with pytest.raises(InputError, match=f"thick along {axis}"):
+        estimate_bias(volume, 0, SETTINGS, engine=engine)

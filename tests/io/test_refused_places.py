@@ -30,6 +30,9 @@ def here(tmp_path, monkeypatch):
         ("ftp://server/v.ome.zarr", "expected a path, or an address that starts with s3://, gs:// or https://"),
         ("azure://server/v.tif", "expected a path, or an address that starts with s3://, gs:// or https://"),
         ("precomputed://s3://", "expected the name of a bucket or a server after s3://"),
+        ("", "expected the name of a new volume, got ''"),
+        ("/", "expected the name of a new volume, got '/'"),
+        ("precomputed://", "expected the name of a new volume, got 'precomputed://'"),
     ],
 )
 def test_addresses_that_cannot_be_written_to(here, refused, place, message):

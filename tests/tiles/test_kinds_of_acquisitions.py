@@ -181,6 +181,16 @@ def test_tiles_of_every_kind_are_stitched(make, stacks, cloudreg, tmp_path):
     np.testing.assert_array_equal(part, stacks[0, 0][:, 20:60, 20:60])
 
 
+def test_a_table_of_any_name_is_asked_for_where_the_project_does_not_lead_to_it(stacks, cloudreg, refused, tmp_path):
+    tiffs_with_a_csv_in_um(tmp_path, stacks)
+    table = (tmp_path / "tiles.csv").rename(tmp_path / "mine.csv")
+    project, out = tmp_path / "p.xml", tmp_path / "out.ome.zarr"
+    assert cloudreg("align", table, project, "--voxel-size", *VOXEL)[0] == 0
+    assert f"or say with --raw which folder or table was aligned to {project}" in refused("fuse", project, out)
+    assert not out.exists()
+    assert cloudreg("fuse", project, out, "--raw", table)[0] == 0
+
+
 @pytest.mark.parametrize("make", [tiffs_with_a_yaml_in_pixels, ome_zarrs_that_know_their_place, colm])
 def test_tiles_in_a_bucket_are_read_where_they_lie(make, stacks, s3, cloudreg, tmp_path):
     import boto3

@@ -156,3 +156,15 @@ def test_an_output_that_does_not_fit_on_the_disk_is_refused(image, engine, tmp_p
     with pytest.raises(InputError, match="free"):
         apply_image(TRANSFORM, image[1], huge, str(tmp_path / "o.ome.zarr"), to="target", labels=False, engine=engine)
     assert not (tmp_path / "o.ome.zarr").exists()
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("name", ["o.ome.zarr", "o.nrrd"])
+def test_voxels_that_are_no_numbers_count_as_outside(engine, tmp_path, value, name):
+    array = np.random.default_rng(1).random(SOURCE.shape).astype(np.float32)
+    array[20, 26, 18] = 0
+    expected = resample(TRANSFORM, array, SOURCE, DESTINATION, to="target")
+    array[20, 26, 18] = value
+    volume = write_volume(tmp_path / "v.nrrd", array, SOURCE)
+    got = apply_image(TRANSFORM, volume, DESTINATION, str(tmp_path / name), to="target", labels=False, engine=engine)
+    np.testing.assert_array_equal(got.read(), expected)

@@ -34,7 +34,7 @@ def points_of(rows):
 def test_points_land_where_the_transform_puts_them_to_the_last_bit(tmp_path, to):
     points = np.random.default_rng(1).uniform(100, 500, (300, 3))
     source = write(tmp_path / "in.csv", "z_um,y_um,x_um", [",".join(map(repr, p)) for p in points.tolist()])
-    assert apply_points_file(TRANSFORM, source, tmp_path / "out.csv", to) == 0
+    assert apply_points_file(TRANSFORM, source, tmp_path / "out.csv", to) == (0, 300)
     move = TRANSFORM.atlas_to_target if to == "target" else TRANSFORM.target_to_atlas
     np.testing.assert_array_equal(points_of(read(tmp_path / "out.csv")), move(points)[0])
 
@@ -61,11 +61,13 @@ def test_voxels_are_read_on_the_grid_they_were_marked_in(tmp_path):
 
 
 def test_points_outside_the_field_are_nan_and_flagged(tmp_path):
-    source = write(tmp_path / "in.csv", "z_um,y_um,x_um,n", ["1e6,0,0,1", "300,300,300,2", "nan,1,1,3"])
-    assert apply_points_file(TRANSFORM, source, tmp_path / "out.csv", "target") == 2
+    source = write(
+        tmp_path / "in.csv", "z_um,y_um,x_um,n", ["1e6,0,0,1", "300,300,300,2", "nan,1,1,3", "1,-1e400,1e308,4"]
+    )
+    assert apply_points_file(TRANSFORM, source, tmp_path / "out.csv", "target") == (3, 4)
     rows = read(tmp_path / "out.csv")
-    assert [r["inside"] for r in rows] == ["0", "1", "0"]
-    assert [r["z_um"] == "nan" for r in rows] == [True, False, True]
+    assert [r["inside"] for r in rows] == ["0", "1", "0", "0"]
+    assert [r["z_um"] == "nan" for r in rows] == [True, False, True, True]
 
 
 def test_a_file_that_went_there_and_comes_back_has_one_inside_column(tmp_path):
@@ -88,7 +90,7 @@ def test_chunks_do_not_change_the_points(tmp_path):
 
 def test_no_points_are_no_error(tmp_path):
     source = write(tmp_path / "in.csv", "z_um,y_um,x_um", [])
-    assert apply_points_file(TRANSFORM, source, tmp_path / "out.csv", "atlas") == 0
+    assert apply_points_file(TRANSFORM, source, tmp_path / "out.csv", "atlas") == (0, 0)
     assert (tmp_path / "out.csv").read_text() == "z_um,y_um,x_um,inside\n"
 
 

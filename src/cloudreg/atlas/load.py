@@ -65,7 +65,8 @@ def load_atlas(
     ------
     InputError
         If there is no such atlas; if a volume is constant, not finite or not readable; if labels are no whole
-        numbers, or reach more than a template voxel out of the template.
+        numbers, reach more than a template voxel out of the template, or, without a frame of their own, don't cover
+        it.
     """
     if (name is None) == (template is None):
         raise InputError("an atlas is either a name or a template file: give --atlas, or --template with --labels")
@@ -133,7 +134,7 @@ def label_ids(labels: Volume) -> list[int]:
     """Return the ids that occur in a label volume, 0 left out, reading it slab by slab."""
     found: set[int] = set()
     for box in slabs(labels.grid):
-        found.update(int(i) for i in distinct(as_ids(labels.read(box))))
+        found.update(int(i) for i in distinct(as_ids(labels.read(box), labels.path)))
     return sorted(found - {0})
 
 
@@ -189,6 +190,8 @@ def _open_labels(
         # A file that says no voxel size covers the template, so its shape gives the size. One with another fault
         # says so again when it is opened again.
         shape = open_volume(str(path), voxel_size_um=(1.0, 1.0, 1.0), orientation=orientation, kind="labels").grid.shape
+        if not _in_proportion(shape, template.grid.shape):
+            raise _elsewhere(path, template, shape, "without a voxel size") from None
         size = [float(v) for v in template.grid.size_um / np.asarray(shape)]
         labels = open_volume(str(path), voxel_size_um=size, orientation=orientation, kind="labels")
     if voxel_size_um is not None and labels.grid.shape == template.grid.shape:
@@ -196,10 +199,34 @@ def _open_labels(
         labels = open_volume(str(path), voxel_size_um=voxel_size_um, orientation=orientation, kind="labels")
     if labels.has_own_frame:
         return labels
+    _require_covering(labels, template)
     if shared is None:
         have_headers = {labels.format, template.format} <= _WITH_ORIGIN
         shared = "centre" if have_headers else "corner"
     return _placed_by(labels, template.grid, shared)
+
+
+def _in_proportion(shape: Sequence[int], template: Sequence[int]) -> bool:
+    """Tell whether shapes are alike but for one factor, up to a voxel that rounding takes or gives."""
+    few, many = np.asarray(shape), np.asarray(template)
+    factors = many / few
+    voxel = max(1.0, float(np.median(factors)))
+    return bool(((many - voxel) / few).max() <= ((many + voxel) / few).min())
+
+
+def _require_covering(labels: Volume, template: Volume) -> None:
+    """Refuse labels that don't say where they lie and are those of a part of the template only, wherever that is."""
+    slack = np.maximum(labels.grid.voxel_size_um, template.grid.voxel_size_um)
+    if (labels.grid.size_um < template.grid.size_um - slack * (1 + 1e-6)).any():
+        size = " x ".join(f"{v:g}" for v in labels.grid.voxel_size_um)
+        raise _elsewhere(labels.path, template, labels.grid.shape, f"of {size} um")
+
+
+def _elsewhere(path: str | Path, template: Volume, shape: Sequence[int], voxels: str) -> InputError:
+    return InputError(
+        f"expected labels all over the template {template.path} of shape {template.grid.shape}, got shape "
+        f"{tuple(shape)} {voxels} at {path}, which doesn't say where it lies: give the labels of that template"
+    )
 
 
 def _placed_by(labels: Volume, template: Grid, shared: Shared) -> Volume:
@@ -261,12 +288,5 @@ def _check_ids(labels: Volume) -> None:
     """Unsigned integers need no look; other types are read once."""
     if labels.dtype.kind == "u":
         return
-    if labels.dtype.kind not in "if":
-        raise InputError(f"labels are whole numbers, {labels.path} holds {labels.dtype}")
     for box in slabs(labels.grid):
-        values = labels.read(box)
-        whole = values.dtype.kind == "i" or bool((values == np.rint(values)).all())
-        if not whole or values.min() < 0:
-            raise InputError(
-                f"labels are whole numbers from 0 up, {labels.path} ({labels.dtype}) holds others: give the label file"
-            )
+        as_ids(labels.read(box), labels.path)

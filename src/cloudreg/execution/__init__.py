@@ -2,6 +2,6 @@
 
 from cloudreg.execution.engine import Engine
 from cloudreg.execution.ledger import Ledger
-from cloudreg.execution.memory import memory_budget_bytes, require_free_space
+from cloudreg.execution.memory import memory_budget_bytes, require_free_space, require_writable
 
-__all__ = ["Engine", "Ledger", "memory_budget_bytes", "require_free_space"]
+__all__ = ["Engine", "Ledger", "memory_budget_bytes", "require_free_space", "require_writable"]

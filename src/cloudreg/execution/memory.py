@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import tempfile
 from pathlib import Path
 
 import psutil
@@ -57,6 +58,35 @@ def require_free_space(folder: str | Path, needed_bytes: int, what: str) -> None
     InputError
         If the disk has less free space than that, or a folder can't be made or written there.
     """
+    existing = require_writable(folder, what)
+    free = shutil.disk_usage(existing).free
+    if free < needed_bytes:
+        raise InputError(
+            f"{what} needs {needed_bytes / 1e9:.3g} GB and the disk of {existing} has {free / 1e9:.3g} GB free: "
+            "make room or choose another output place"
+        )
+
+
+def require_writable(folder: str | Path, what: str) -> Path:
+    """Refuse a place where nothing new can be made; nothing is left there.
+
+    Parameters
+    ----------
+    folder
+        Where the output will be; it need not exist yet.
+    what
+        What will be written, for the message.
+
+    Returns
+    -------
+    Path
+        The nearest folder above that exists.
+
+    Raises
+    ------
+    InputError
+        If that is no folder, or takes no new files.
+    """
     existing = Path(folder).absolute()
     while not existing.exists():
         existing = existing.parent
@@ -64,12 +94,14 @@ def require_free_space(folder: str | Path, needed_bytes: int, what: str) -> None
         raise InputError(f"expected a folder at {existing} for {what}, got a file: choose another place")
     if not os.access(existing, os.W_OK | os.X_OK):
         raise InputError(f"could not write {what}: you have no right to write in {existing}: choose another place")
-    free = shutil.disk_usage(existing).free
-    if free < needed_bytes:
+    try:
+        # Rights alone don't tell: /proc, and much that is mounted, gives them and takes no files.
+        with tempfile.TemporaryFile(dir=existing):
+            return existing
+    except OSError as error:
         raise InputError(
-            f"{what} needs {needed_bytes / 1e9:.3g} GB and the disk of {existing} has {free / 1e9:.3g} GB free: "
-            "make room or choose another output place"
-        )
+            f"could not write {what}: no file can be made in {existing} ({error.strerror}): choose another place"
+        ) from error
 
 
 def _cgroup_free_bytes() -> int:

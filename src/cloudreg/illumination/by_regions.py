@@ -24,6 +24,7 @@ from scipy import ndimage
 
 from cloudreg.errors import InputError
 from cloudreg.execution import Engine
+from cloudreg.illumination.estimate import require_findable
 from cloudreg.illumination.field import BiasField
 from cloudreg.io import Volume, read_resampled
 from cloudreg.settings import IlluminationSettings
@@ -69,13 +70,15 @@ def estimate_bias_by_regions(
     Raises
     ------
     InputError
-        If the labels are none, have other axes, or hardly overlap the volume.
+        If the labels are none, have other axes, or hardly overlap the volume; if that is a single section, or holds
+        what is no number.
     """
     if labels.kind != "labels":
         raise InputError(f"expected a volume of region ids at {labels.path}, got one of brightness")
     size = float(np.prod(volume.grid.size_um))
     voxel_um = max(settings.working_voxel_um, (size / _VOXELS) ** (1 / 3))
     values, grid, fraction = read_resampled(volume, voxel_um, channel=channel, engine=engine, weight=True)
+    require_findable(volume, values, grid)
     ids = labels_on(labels, grid)
     inner = (ndimage.minimum_filter(ids, 3) == ids) & (ndimage.maximum_filter(ids, 3) == ids) & (ids > 0)
     inner &= (fraction >= _OBSERVED) & (values > 0)

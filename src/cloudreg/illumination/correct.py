@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from cloudreg.errors import InputError
 from cloudreg.execution import Engine, Ledger
+from cloudreg.illumination.estimate import require_numbers
 from cloudreg.illumination.field import BiasField
 from cloudreg.io import Volume, VolumeWriter, build_pyramid, create_volume
 from cloudreg.io.blocks import blocks_within
@@ -53,8 +54,8 @@ def correct_volume(
     Raises
     ------
     InputError
-        If the volume holds labels or has other axes than the field, the path holds something else, or the disk is
-        too small.
+        If the volume holds labels, or NaN or infinite values, or has other axes than the field, the path holds
+        something else, or the disk is too small.
     """
     if volume.kind == "labels":
         raise InputError(f"expected a volume of brightness at {volume.path}, got labels: they have no illumination")
@@ -104,6 +105,7 @@ class CorrectBlock:
     def __call__(self, box: Box) -> None:
         """Correct the voxels of a box."""
         voxels = self.volume.read(box, channel=None)
+        require_numbers(voxels, self.volume.path)
         corrected = np.empty_like(voxels)
         nodes = [n[s] for n, s in zip(self.nodes, box.slices, strict=True)]
         weights = [w[s] for w, s in zip(self.weights, box.slices, strict=True)]

@@ -55,7 +55,7 @@ def estimate_bias(
     Raises
     ------
     InputError
-        If the volume holds labels, or nothing to find a field on.
+        If the volume holds labels, a single section, what is no number, or nothing to find a field on.
 
     References
     ----------
@@ -68,6 +68,7 @@ def estimate_bias(
         return BiasField(grid, np.zeros(grid.shape, dtype=np.float32))
     voxel_um = working_voxel_um(volume, settings)
     values, grid, fraction = read_resampled(volume, voxel_um, channel=channel, engine=engine, weight=True)
+    require_findable(volume, values, grid)
     observed = (fraction >= _OBSERVED) & (values > 0)
     if observed.sum() < _FEWEST_VOXELS or values[observed].min() == values[observed].max():
         raise InputError(
@@ -80,6 +81,35 @@ def estimate_bias(
     log_field = n4_log_field(values, mask, _elements(grid, settings.spline_distance_um))
     log_field -= np.log(np.mean(np.exp(log_field[mask], dtype=np.float64)))
     return BiasField(grid, log_field)
+
+
+def require_findable(volume: Volume, values: NDArray[np.float32], grid: Grid) -> None:
+    """Refuse what no field can be found on.
+
+    Parameters
+    ----------
+    volume
+        What was read.
+    values, grid
+        The volume at working resolution, (z, y, x).
+
+    Raises
+    ------
+    InputError
+        If a value is no number, or there is one voxel only along an axis.
+    """
+    if grid.thin_axes:
+        raise InputError(
+            f"expected a volume, got {volume.path}, which is one voxel of {max(grid.voxel_size_um):g} um thick along "
+            f"{' and '.join(grid.thin_axes)}: the light of a single section can't be evened out"
+        )
+    require_numbers(values, volume.path)
+
+
+def require_numbers(values: Array, path: str) -> None:
+    """Refuse voxels that are NaN or infinite: a field found on them, and a pyramid made of them, would be too."""
+    if values.dtype.kind == "f" and not np.isfinite(values).all():
+        raise InputError(f"{path} holds values that are no numbers (NaN or infinite): clean it first")
 
 
 def working_voxel_um(volume: Volume, settings: IlluminationSettings) -> float:

@@ -7,9 +7,11 @@ import os
 
 from numpy.typing import DTypeLike
 
+from cloudreg.errors import InputError
 from cloudreg.io.create import planned_layout
 from cloudreg.io.layout import Layout
 from cloudreg.io.volume import Volume
+from cloudreg.io.writing import writable_format
 from cloudreg.space import Grid
 
 
@@ -25,6 +27,11 @@ def describe_cost(
     InputError
         If the destination's name is of no chunked format.
     """
+    if writable_format(destination) != "chunked":
+        raise InputError(
+            f"expected .ome.zarr or precomputed:// for --dry-run, which counts their objects, got {destination}: leave "
+            "--dry-run out"
+        )
 
     def plan(grid: Grid) -> tuple[Layout, list[int]]:
         layout = planned_layout(

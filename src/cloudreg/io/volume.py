@@ -100,8 +100,8 @@ class Volume:
         """
         if not 0 <= level < len(self.levels):
             raise InputError(f"{self.path} has levels 0 to {len(self.levels) - 1}; level {level} was asked for")
-        if channel is not None and not 0 <= channel < self.channels:
-            raise InputError(f"{self.path} has channels 0 to {self.channels - 1}; channel {channel} was asked for")
+        if channel is not None:
+            self.require_channel(channel)
         whole = Box.whole(self.levels[level].shape)
         box = whole if box is None else box
         if box.intersection(whole) != box:
@@ -109,6 +109,14 @@ class Volume:
         channels = slice(0, self.channels) if channel is None else slice(channel, channel + 1)
         array = np.ascontiguousarray(self.source.read(level, channels, box), dtype=self.dtype)
         return array if channel is None else array[0]
+
+    def require_channel(self, channel: int) -> None:
+        """Refuse a channel that there is none of."""
+        if 0 <= channel < self.channels:
+            return
+        one = self.channels == 1
+        there = "1 channel, number 0" if one else f"{self.channels} channels, numbers 0 to {self.channels - 1}"
+        raise InputError(f"{self.path} has {there}; channel {channel} was asked for")
 
     def level_near(self, voxel_um: float) -> int:
         """Return the coarsest level that is not coarser than ``voxel_um``, else 0.

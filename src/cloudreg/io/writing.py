@@ -35,10 +35,13 @@ def writable_format(path: str | os.PathLike[str]) -> Format:
     Raises
     ------
     InputError
-        If the suffix is of no format that is written, or of one that is not written to where the path is.
+        If there is no name, or the suffix is of no format that is written, or of one that is not written to where the
+        path is.
     """
     text = os.fspath(path)
-    name = Path(text).name.lower()
+    name = Path(plain_address(text.removeprefix(PREFIX))).name.lower()
+    if not name:
+        raise InputError(f"expected the name of a new volume, got {text!r}: such as brain.ome.zarr")
     if text.startswith(PREFIX) or name.endswith(".zarr"):
         return "chunked"
     if is_remote(plain_address(text)):

@@ -63,7 +63,8 @@ def evaluate(
     Raises
     ------
     InputError
-        If the numbers of landmarks differ, one list is missing, or there are labels for the target only.
+        If the numbers of landmarks differ, one list is missing, one is no number, there are labels for the target only,
+        or they are no ids.
     """
     figures = _own_figures(transform, atlas.template.grid)
     if (points_target is None) != (points_atlas is None):
@@ -107,6 +108,13 @@ def _landmark_figures(
             f"landmarks come in pairs, row by row: got shapes {target.shape} in the target and {atlas.shape} in the "
             "atlas, expected (n, 3) and the same n, at least 1"
         )
+    for name, points in (("target", target), ("atlas", atlas)):
+        wrong = ~np.isfinite(points).all(axis=1)
+        if wrong.any():
+            raise InputError(
+                f"expected three finite numbers for each landmark, got {points[wrong][0].tolist()} for landmark "
+                f"{int(np.flatnonzero(wrong)[0]) + 1} in the {name}: leave the pair out"
+            )
     mapped, inside = transform.atlas_to_target(atlas)
     error = np.linalg.norm(mapped - target, axis=1)[inside]
     figures = {"landmarks": float(inside.sum()), "landmarks_outside": float((~inside).sum())}
@@ -148,7 +156,7 @@ class _Overlap:
 
     def __call__(self, box: Box) -> tuple[dict[int, int], dict[int, int], dict[int, int]]:
         """Return voxels by id: in the target's labels, in the atlas's, in both alike."""
-        given, pulled = as_ids(self.target.read(box)), self.pull(box)
+        given, pulled = as_ids(self.target.read(box), self.target.path), self.pull(box)
         return _counts(given), _counts(pulled), _counts(given[given == pulled])
 
 

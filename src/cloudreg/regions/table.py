@@ -14,6 +14,7 @@ from cloudreg.atlas import Atlas, Region, as_ids, id_type
 from cloudreg.errors import InputError
 from cloudreg.execution import Engine
 from cloudreg.io import Volume
+from cloudreg.io.whole import new_file
 from cloudreg.regions.accumulate import SIDES, RegionSums
 from cloudreg.space import Box, Grid, split
 from cloudreg.transforms import Transform, VoxelMap, read_points
@@ -193,9 +194,7 @@ def write_regions_csv(
     header += [f"{what}_{name}" for name in table.channels for what in ("mean", "median", "sum")]
     header += ["cells"] if table.has_cells else []
     header += [] if doubts is None else ["doubt"]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(path.name + ".unfinished")
-    with unfinished.open("w", newline="", encoding="utf-8") as file:
+    with new_file(path) as unfinished, unfinished.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(header)
         for row in table.rows:
@@ -205,7 +204,6 @@ def write_regions_csv(
             line += [row.cells] if table.has_cells else []
             line += [] if doubts is None else [doubts.get((row.region.id, row.side), "")]
             writer.writerow(line)
-    unfinished.replace(path)
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from cloudreg.illumination import save_bias
 from cloudreg.io import Kind, Volume, create_volume, open_volume
 from cloudreg.registration.register import Registration
 from cloudreg.registration.trust import TRUST, region_trust, write_trust_csv
+from cloudreg.run_folder import load_manifest, require_in_manifest
 from cloudreg.space import Box, Grid
 from cloudreg.transforms import Frame, Transform, apply_image
 
@@ -28,6 +29,11 @@ WEIGHTS = "weights.ome.zarr"
 ENERGIES = "energies.csv"
 BIAS = "bias"
 _FORMAT = 1
+_PARTS = (
+    *("target.path", "target.channel", "target.grid", "target.orientation", "figures"),
+    *("atlas.name", "atlas.source", "atlas.orientation", "atlas.template_grid"),
+)
+"""What is needed of the manifest to open the folder, beside its format."""
 _FRAMES = (
     "Lengths in micrometres; vectors and matrices in order z y x. With A the affine, atlas x goes to target "
     "y = A (x + displacement_atlas_to_target(x)); target y comes from atlas x = q + displacement_target_to_atlas(q), "
@@ -208,16 +214,14 @@ def open_registration(folder: str | Path) -> OpenRegistration:
         If it is none, is unfinished, or was written by a newer program.
     """
     folder = Path(folder)
-    try:
-        manifest = json.loads((folder / MANIFEST).read_text())
-    except OSError:
+    if not (folder / MANIFEST).is_file():
         raise InputError(
             f"expected a finished registration folder (with {MANIFEST}) at {folder}: run cloudreg register first"
-        ) from None
-    except ValueError as error:
-        raise InputError(f"{folder / MANIFEST} is no JSON: {error}") from error
+        )
+    manifest = load_manifest(folder)
     if manifest.get("format") != _FORMAT:
         raise InputError(f"{folder} is no registration of format {_FORMAT}: got {manifest.get('format')!r}")
+    require_in_manifest(manifest, _PARTS, folder / MANIFEST)
     return OpenRegistration(folder, Transform.load(folder), manifest)
 
 

@@ -192,11 +192,10 @@ def numbered_regions(atlas: Atlas, grid: Grid) -> NDArray[np.int32]:
 def _require_comparable(target: Grid, template: Grid) -> None:
     """Refuse what is no volume, and voxel sizes in other units, before anything is read."""
     for name, grid in (("target", target), ("template", template)):
-        thin = [axis for axis, n in zip("zyx", grid.shape, strict=True) if n < 2]
-        if thin:
+        if grid.thin_axes:
             raise InputError(
-                f"expected volumes, got a {name} that is one voxel thick along {' and '.join(thin)}: a single section "
-                "can't be registered"
+                f"expected volumes, got a {name} that is one voxel thick along {' and '.join(grid.thin_axes)}: a "
+                "single section can't be registered"
             )
     sizes = [float(np.prod(grid.size_um)) ** (1 / 3) / 1000 for grid in (target, template)]
     if not 1 / _MOST_EXTENT < sizes[0] / sizes[1] < _MOST_EXTENT:

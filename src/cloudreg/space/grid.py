@@ -76,6 +76,11 @@ class Grid:
         return float(z), float(y), float(x)
 
     @property
+    def thin_axes(self) -> tuple[str, ...]:
+        """Letters of the array axes along which there is one voxel only."""
+        return tuple(axis for axis, n in zip("zyx", self.shape, strict=True) if n < 2)
+
+    @property
     def origin_um(self) -> NDArray[np.float64]:
         """Centre of voxel (0, 0, 0)."""
         return np.asarray(self.affine[:3, 3], dtype=np.float64).copy()

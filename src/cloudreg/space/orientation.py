@@ -64,7 +64,8 @@ def axes_between(source: str, destination: str, *, allow_mirror: bool = False) -
     if np.linalg.det(matrix) < 0 and not allow_mirror:
         raise InputError(
             f"orientations {source} and {destination} are mirror images of each other, which would swap left and "
-            "right: check the letters (each names the side where an array axis starts), or allow mirrors explicitly"
+            "right: check the letters (each names the side where an array axis starts), or set "
+            "registration.allow_mirror: true"
         )
     return matrix
 

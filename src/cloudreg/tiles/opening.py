@@ -47,7 +47,10 @@ def open_acquisition(
         return open_table(place, voxel_size_um=size, strict=strict)
     if isinstance(place, Path) and not place.is_dir():
         found = "a file" if place.exists() else "nothing"
-        raise InputError(f"expected the folder of a raw acquisition at {place}, found {found}")
+        raise InputError(
+            f"expected the folder of a raw acquisition at {place}, found {found}: a table (.csv, .yaml) or a project "
+            "(.xml) would do too"
+        )
     if _is_colm(place):
         return open_colm(place, voxel_size_um=size, strict=strict)
     table = next((place / t for t in TABLES if (place / t).exists()), None)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from cloudreg.atlas.ids import as_ids, id_type
 from cloudreg.errors import InputError
 from cloudreg.execution import Engine, Ledger
-from cloudreg.io import Kind, Volume, VolumeWriter, build_pyramid, create_volume, to_dtype, write_volume
+from cloudreg.io import Kind, Volume, VolumeWriter, build_pyramid, create_volume, remove_volume, to_dtype, write_volume
 from cloudreg.io.writing import require_new, writable_format
 from cloudreg.space import Box, Grid, split
 from cloudreg.transforms.resample import VoxelMap
@@ -52,6 +52,7 @@ def apply_image(
         Take ids from the nearest voxel of the finest level, as uint32 or uint64, never averaged. Images are
         interpolated linearly in the source's type, rounded and clipped; where the destination is coarser they are
         read from the pyramid level that fits and averaged over each destination voxel, so that they don't alias.
+        Voxels of an image that are NaN or infinite count as 0, like what lies outside of it: other programs mask so.
     engine, ledger
         Run the blocks, and remember those done.
     channel
@@ -67,9 +68,14 @@ def apply_image(
     Raises
     ------
     InputError
-        If the output exists and is another one, the disk is too small for it, or it must be held in memory and is
-        larger than the budget.
+        If the source has no such channel, labels are no ids (see `as_ids`), the output exists and is another one, the
+        disk is too small for it, or it must be held in memory and is larger than the budget.
+
+    Notes
+    -----
+    Without a ledger, nothing is left of an output that could not be finished.
     """
+    source.require_channel(channel)
     level = 0 if labels else source.level_near(min(destination.voxel_size_um))
     dtype = id_type(source.dtype) if labels else source.dtype
     pull = BlockPull(
@@ -89,9 +95,15 @@ def apply_image(
         )
     writer = create_volume(out_path, destination, dtype, kind=kind, orientation=orientation)
     block = [max(1, _BLOCK_SIDE // b) * b for b in writer.block_shape()]
-    engine.run(_PullAndWrite(pull, writer), split(destination.shape, block), label=f"resample to {to}", ledger=ledger)
-    build_pyramid(writer, engine=engine, ledger=ledger)
-    return writer.complete()
+    boxes = split(destination.shape, block)
+    try:
+        engine.run(_PullAndWrite(pull, writer), boxes, label=f"resample to {to}", ledger=ledger)
+        build_pyramid(writer, engine=engine, ledger=ledger)
+        return writer.complete()
+    except BaseException:
+        if ledger is None:
+            remove_volume(out_path)
+        raise
 
 
 @dataclass(frozen=True)
@@ -125,11 +137,16 @@ class BlockPull:
         for part, reach in parts:
             array = self.source.read(reach, level=self.level, channel=self.channel)
             if self.labels:
-                values, _ = self.voxel_map.nearest(as_ids(array), reach.start, part)
+                values, _ = self.voxel_map.nearest(as_ids(array, self.source.path), reach.start, part)
             else:
-                values = to_dtype(self.voxel_map.linear(array, reach.start, part), self.dtype)
+                values = to_dtype(self.voxel_map.linear(_finite(array), reach.start, part), self.dtype)
             out[part.shifted([-o for o in box.start]).slices] = values
         return out
+
+
+def _finite(array: NDArray[Any]) -> NDArray[Any]:
+    """Return an image with 0, as there is around it, where it holds no number: one would spread to its neighbours."""
+    return np.where(np.isfinite(array), array, array.dtype.type(0)) if array.dtype.kind == "f" else array
 
 
 @dataclass(frozen=True)

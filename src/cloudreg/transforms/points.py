@@ -17,12 +17,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cloudreg.errors import InputError
+from cloudreg.io.whole import new_file
 from cloudreg.space import Grid
 from cloudreg.transforms.transform import Side, Transform
 
 UM_COLUMNS = ("z_um", "y_um", "x_um")
 VOXEL_COLUMNS = ("z", "y", "x")
 _CHUNK_ROWS = 2**16
+_FARTHEST = 1e15
+"""What is farther, such as 1e400, which is read as infinite, is nowhere; sums and products stay numbers this way."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,7 @@ class PointChunk:
     rows
         The text of every cell.
     points_um
-        (n, 3), z y x; NaN where the file says so.
+        (n, 3), z y x; NaN where the file says so, or names a place that is none, such as an infinite one.
     """
 
     columns: list[str]
@@ -86,7 +89,7 @@ def apply_points_file(
     *,
     target_grid: Grid | None = None,
     atlas_grid: Grid | None = None,
-) -> int:
+) -> tuple[int, int]:
     """Map a file of points to the other space.
 
     Parameters
@@ -104,8 +107,8 @@ def apply_points_file(
 
     Returns
     -------
-    int
-        Points outside the field.
+    outside, points : int
+        How many points lie outside the field, and how many there are.
 
     Raises
     ------
@@ -115,16 +118,15 @@ def apply_points_file(
     Notes
     -----
     Numbers are written with all their digits, so nothing is lost on the way back. A chunk of rows is held at a time.
+    The output appears whole or not at all.
     """
     in_csv, out_csv = Path(in_csv), Path(out_csv)
     if in_csv.resolve() == out_csv.resolve():
         raise InputError(f"the output would overwrite the points {in_csv}: choose another name")
     move = transform.atlas_to_target if to == "target" else transform.target_to_atlas
     grid = atlas_grid if to == "target" else target_grid
-    outside = 0
-    unfinished = out_csv.with_name(out_csv.name + ".unfinished")
-    out_csv.parent.mkdir(parents=True, exist_ok=True)
-    with unfinished.open("w", newline="", encoding="utf-8") as file:
+    outside = total = 0
+    with new_file(out_csv) as unfinished, unfinished.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         for number, chunk in enumerate(read_points(in_csv, grid)):
             kept = [i for i, name in enumerate(chunk.columns) if name != "inside"]
@@ -133,13 +135,13 @@ def apply_points_file(
                 names = [UM_COLUMNS[place[i]] if i in place else chunk.columns[i] for i in kept]
                 writer.writerow([*names, "inside"])
             points, inside = move(chunk.points_um)
+            total += len(points)
             outside += int(np.count_nonzero(~inside))
             points[~inside] = np.nan
             for row, point, ok in zip(chunk.rows, points.tolist(), inside.tolist(), strict=True):
                 cells = [repr(point[place[i]]) if i in place else row[i] for i in kept]
                 writer.writerow([*cells, int(ok)])
-    unfinished.replace(out_csv)
-    return outside
+    return outside, total
 
 
 def _chunks(file: TextIO, path: str | Path, grid: Grid | None, chunk_rows: int) -> Iterator[PointChunk]:
@@ -176,7 +178,8 @@ def _numbers(row: list[str], where: list[int], line: int, columns: int, path: st
     if len(row) != columns:
         raise InputError(f"line {line} of {path} has {len(row)} columns, its header {columns}: mend the line")
     try:
-        return [float(row[i]) for i in where]
+        values = [float(row[i]) for i in where]
     except ValueError:
         got = ",".join(row[i] for i in where)
         raise InputError(f"expected three numbers in line {line} of {path}, got {got!r}") from None
+    return [value if abs(value) < _FARTHEST else float("nan") for value in values]

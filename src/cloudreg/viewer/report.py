@@ -5,11 +5,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from cloudreg.errors import InputError
-from cloudreg.run_folder import RunFolder
+from cloudreg.run_folder import RunFolder, load_manifest
 from cloudreg.viewer.fitted import registration_facts, registration_sections
 from cloudreg.viewer.page import write_page
 from cloudreg.viewer.stages import about_section, run_facts, run_sections, score_section
@@ -43,10 +42,9 @@ def write_registration_report(folder: Path) -> None:
     InputError
         If the folder holds no registration.
     """
-    try:
-        manifest = json.loads((folder / "manifest.json").read_text())
-    except (OSError, ValueError) as error:
-        raise InputError(f"expected a run or a registration in {folder}, found no readable manifest.json") from error
+    if not (folder / "manifest.json").is_file():
+        raise InputError(f"expected a run or a registration in {folder}, found no manifest.json")
+    manifest = load_manifest(folder)
     sections = [*registration_sections(folder, folder / "regions.csv"), about_section(manifest)]
     subtitle = str((manifest.get("settings") or {}).get("command") or folder)
     write_page(folder / "report.html", _title(folder), subtitle, registration_facts(folder), sections)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -11,7 +10,7 @@ from cloudreg.io import Volume, open_volume
 from cloudreg.io.credentials import S3Access
 from cloudreg.io.objects import is_remote
 from cloudreg.io.precomputed import PREFIX
-from cloudreg.run_folder import RunFolder
+from cloudreg.run_folder import RunFolder, load_manifest
 from cloudreg.viewer.neuroglancer import Layer
 
 _TEMPLATE = "template_in_target"
@@ -32,7 +31,7 @@ def volumes_of(path: str) -> dict[str, Volume]:
     manifest = Path(path) / "manifest.json"
     if is_remote(path.removeprefix(PREFIX)) or not manifest.is_file():
         return {_name(path): open_volume(path)}
-    if json.loads(manifest.read_text()).get("kind") == "run":
+    if load_manifest(Path(path)).get("kind") == "run":
         run = RunFolder(path)
         channels = _finished(run.path / "corrected") or _finished(run.path / "stitched")
         return channels | _atlas_in(run.registration)
