@@ -616,6 +616,10 @@ def test_an_output_where_nothing_can_be_is_refused_before_anything_is_read(
     assert words in refused("demo", out)
     assert words in refused("run", raw, out, "--atlas", atlas)
     assert words in refused("align", raw, f"{out}.xml")
+    for volume in (f"{out}.ome.zarr", f"{out}.nrrd"):
+        assert words in refused("apply", registration, "brain.tif", volume, "--to", "atlas")
+        assert words in refused("correct-volume", "brain.tif", volume)
+        assert words in refused("fuse", "no.xml", volume)
 
 
 @pytest.mark.parametrize(

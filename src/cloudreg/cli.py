@@ -273,14 +273,13 @@ def correct_volume(
     cluster: Cluster = None,
 ) -> None:
     """Even out the slow illumination of a whole volume."""
-    from cloudreg import pipeline
-    from cloudreg.io import open_volume
+    from cloudreg import commands
 
     chosen = chosen_settings(settings)
     with new_engine(workers, memory, cluster) as engine:
-        volume = open_volume(source, voxel_size_um=voxel_size)
-        regions = None if labels is None else open_volume(labels, kind="labels")
-        pipeline.correct_volume(volume, out, chosen.illumination, engine, channel=channel, labels=regions)
+        commands.correct_volume(
+            source, out, chosen.illumination, engine, channel=channel, voxel_size_um=voxel_size, labels=labels
+        )
 
 
 # In the order of the help.

@@ -30,7 +30,7 @@ from cloudreg.io.writing import writable_format
 from cloudreg.regions import evaluate as evaluate_transform
 from cloudreg.registration import OpenRegistration, open_registration
 from cloudreg.run_folder import RunFolder, content_fingerprint, load_manifest, write_atomically
-from cloudreg.settings import AlignSettings, AtlasSettings, FusionSettings, RunSettings
+from cloudreg.settings import AlignSettings, AtlasSettings, FusionSettings, IlluminationSettings, RunSettings
 from cloudreg.space import Box
 from cloudreg.tiles import acquisition_of, open_acquisition, read_project, say_damage, write_project
 from cloudreg.transforms import Frame, Side, apply_points_file, export_transform, load_initial_affine, read_all_points
@@ -160,6 +160,7 @@ def fuse(
     strict: bool = False,
 ) -> None:
     """Blend the tiles of a project, of ``raw`` or else of the folder that it names; a stopped one goes on."""
+    _require_place(out)
     placed = read_project(project)
     source = raw or acquisition_of(project, placed)
     try:
@@ -174,6 +175,23 @@ def fuse(
     pipeline.fuse_tiles(acquisition, channel, project, shading, out, settings, engine, ledger)
     ledger.clear()
     say_damage()
+
+
+def correct_volume(
+    source: str,
+    out: str,
+    settings: IlluminationSettings,
+    engine: Engine,
+    *,
+    channel: int,
+    voxel_size_um: Sequence[float] | None,
+    labels: str | None,
+) -> None:
+    """Even out the light of a volume, by the regions of ``labels`` if there are any."""
+    _require_place(out)
+    volume = open_volume(source, voxel_size_um=voxel_size_um)
+    regions = None if labels is None else open_volume(labels, kind="labels")
+    pipeline.correct_volume(volume, out, settings, engine, channel=channel, labels=regions)
 
 
 def convert(
@@ -314,8 +332,7 @@ def apply(
     orientation: str | None,
 ) -> None:
     """Carry a volume into the other space, onto the grid of the volume ``like`` or of what was registered."""
-    writable_format(out)
-    place = plain_address(out.removeprefix("precomputed://"))
+    place = _require_place(out)
     if not is_remote(place):
         _require_new(Path(place))
     opened = _open_registration(registration)
@@ -472,11 +489,19 @@ def _print_rows(rows: dict[str, str]) -> None:
 
 def _ledger_path(out: str) -> Path:
     """Return where to remember what is done of a volume: beside it, or on this machine for one that is elsewhere."""
-    writable_format(out)
-    place = plain_address(out.removeprefix("precomputed://"))
+    place = _require_place(out)
     if is_remote(place):
         return _cache() / f"{_digest([place])}.ledger"
     return Path(place).with_name(f".{Path(place).name}.ledger")
+
+
+def _require_place(out: str) -> str:
+    """Return the path or address of a new volume; refuse one that can't be, before anything is read for it."""
+    writable_format(out)
+    place = plain_address(out.removeprefix("precomputed://"))
+    if not is_remote(place):
+        require_writable(Path(place).parent, place)
+    return place
 
 
 def _cache() -> Path:

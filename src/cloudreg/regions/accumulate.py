@@ -72,7 +72,8 @@ def value_keys(values: Array) -> NDArray[np.uint16]:
         return values.astype(np.uint16)
     if values.dtype in (np.int8, np.int16):
         return (values.astype(np.int32) + 2**15).astype(np.uint16)
-    bits = np.ascontiguousarray(values, dtype=np.float32).view(np.uint32)
+    # The sum has no zero with a sign, which would be another key.
+    bits = (np.ascontiguousarray(values, dtype=np.float32) + np.float32(0)).view(np.uint32)
     ordered = np.where(bits >> 31, ~bits, bits | np.uint32(2**31))
     return (ordered >> 16).astype(np.uint16)
 
