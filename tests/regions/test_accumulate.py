@@ -2,9 +2,10 @@
 
 from itertools import pairwise
 
+import hypothesis
 import numpy as np
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cloudreg.regions.accumulate import RegionSums, key_values, value_keys
@@ -85,8 +86,8 @@ def test_background_is_no_region():
 
 
 @settings(max_examples=100, deadline=None)
-@example([0.0, -0.0])
-@example([-0.0, 0.0])
+@hypothesis.example([0.0, -0.0])
+@hypothesis.example([-0.0, 0.0])
 @given(st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False, allow_subnormal=False), min_size=2))
 def test_keys_sort_as_the_values_and_decode_to_within_their_bin(values):
     values = np.sort(np.array(values, np.float32))
