@@ -60,12 +60,13 @@ class MissingExtraError(InputError, ImportError):
 class BlocksFailedError(CloudRegError, RuntimeError):
     """Some blocks of a stage failed; the others were finished first."""
 
-    def __init__(self, label: str, failures: dict[str, BaseException]) -> None:
+    def __init__(self, label: str, failures: dict[str, BaseException], *, kept: bool) -> None:
         self.failures = failures
         first = next(iter(failures))
+        what = "the finished blocks are kept: run the same command again to go on"
         super().__init__(
             f"{label}: {len(failures)} block(s) failed, first {first}: {failures[first]!r}; "
-            "the finished blocks are kept: run the same command again to go on"
+            f"{what if kept else 'nothing is kept: mend that, and run the same command again'}"
         )
 
 

@@ -50,11 +50,16 @@ def test_what_threads_do_not_finish_in_time_goes_to_a_cluster(monkeypatch):
 def test_a_failed_block_fails_the_run_after_the_others_are_done(workers, tmp_path):
     ledger = Ledger(tmp_path / "done")
     with Engine(workers=workers, memory="1GB") as engine:
-        with pytest.raises(BlocksFailedError, match=r"stage: 1 block\(s\) failed, first 3: .*three"):
+        with pytest.raises(BlocksFailedError, match=r"stage: 1 block\(s\) failed, first 3: .*three.*are kept"):
             engine.run(fail_at_three, range(8), label="stage", ledger=ledger)
         assert len(ledger) == 7 and "3" not in ledger
         again = engine.run(double, range(8), label="stage", ledger=ledger)
     assert again == [None, None, None, 6, None, None, None, None]
+
+
+def test_without_a_ledger_nothing_is_said_to_be_kept(engine):
+    with pytest.raises(BlocksFailedError, match=r"three.*nothing is kept"):
+        engine.run(fail_at_three, range(8), label="stage")
 
 
 def test_bad_input_in_a_block_is_raised_as_it_is(engine):

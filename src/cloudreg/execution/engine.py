@@ -161,7 +161,7 @@ class Engine:
             if isinstance(error, InputError):
                 raise error
         if failures:
-            raise BlocksFailedError(label, failures) from next(iter(failures.values()))
+            raise BlocksFailedError(label, failures, kept=ledger is not None) from next(iter(failures.values()))
         return results
 
     def _run_in_threads(
