@@ -89,7 +89,7 @@ def main() -> None:
     parser.add_argument("--planes", type=int, default=100)
     parser.add_argument("--workers", type=int, help="threads of each stage; default: one a core")
     parser.add_argument("--memory", help="budget of each stage, such as 4GB")
-    parser.add_argument("--resolution", help="finest level of the registration in um; default: the atlas's, 50")
+    parser.add_argument("--resolution", help="finest level of the registration in um; default: 100 for a mouse")
     parser.add_argument("--folder", type=Path, help="where to work; kept. Default: a temporary folder")
     parser.add_argument("--cold", action="store_true", help="skip the first round: count compilation")
     arguments = parser.parse_args()

@@ -11,6 +11,7 @@ from cloudreg.atlas import load_atlas
 from cloudreg.errors import InputError, RegistrationFailedError
 from cloudreg.io import open_volume, write_volume
 from cloudreg.registration import open_registration, register_volume, write_registration
+from cloudreg.registration.judgement import doubts_about
 from cloudreg.registration.prepare import labelled_part, prepare
 from cloudreg.registration.trust import region_trust
 from cloudreg.settings import RegistrationSettings
@@ -178,6 +179,13 @@ def test_a_softened_map_is_right_both_ways_and_the_report_says_it(files, engine,
     write_registration(registration, target, atlas(files), tmp_path / "folded", engine=engine)
     (lead,) = (s.lead for s in registration_sections(tmp_path / "folded", tmp_path / "none.csv") if s.anchor == "trust")
     assert "A softer map foretold more of the sample" in lead
+
+
+def test_an_inverse_that_misses_is_doubted(folder):
+    figures = dict(open_registration(folder).manifest["figures"])
+    assert not any("inverse" in doubt for doubt in doubts_about(figures))
+    figures["inverse_consistency_p99_um"] = 1.5 * figures["resolution_um"]
+    assert any("the map and its inverse miss each other" in doubt for doubt in doubts_about(figures))
 
 
 def test_what_lies_beyond_the_target_was_not_observed(files, engine, tmp_path):

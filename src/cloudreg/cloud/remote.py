@@ -26,7 +26,7 @@ class Machine:
     instance_type
         Such as ``r5.8xlarge``; None keeps what it has.
     username
-        Who to be there.
+        Login name.
     new_host
         Whether its own key is trusted at the first contact, then remembered under its instance id.
     """

@@ -26,7 +26,7 @@ class Server:
     address
         IP address or name.
     username
-        Who to be there.
+        Login name.
     key
         Private key file of any type; None takes the agent's and the usual ones of ``~/.ssh``.
     port

@@ -131,7 +131,7 @@ def doubts_about(figures: dict[str, Any]) -> list[str]:
         )
     if figures["inverse_consistency_p99_um"] > figures["resolution_um"]:
         apart = figures["inverse_consistency_p99_um"]
-        doubts.append(f"there and back through the map does not end where it began: {apart:.0f} um off at some places")
+        doubts.append(f"the map and its inverse miss each other by {apart:.0f} um and more at a hundredth of the brain")
     if figures["matched_fraction"] < 0.5:
         doubts.append(f"only {figures['matched_fraction']:.0%} of the brain matches the atlas")
     if figures["pose_margin"] is not None and figures["pose_margin"] < TIE:

@@ -47,7 +47,7 @@ def run_colm_pipeline(
     instance_type
         What the machine is to be.
     username, python
-        Who to be there, and the Python there that has CloudReg.
+        Login name, and the Python there that has CloudReg.
     new_host
         ``"accept"``: the machine's own key is trusted at the first contact and remembered; or ``"refuse"``.
 
