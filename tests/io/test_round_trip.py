@@ -59,7 +59,7 @@ def test_a_box_is_that_part_of_the_whole(tmp_path, name):
     for bad in (Box((0, 0, 0), (21, 1, 1)), Box((-1, 0, 0), (1, 1, 1))):
         with pytest.raises(InputError, match="reaches outside"):
             volume.read(bad)
-    with pytest.raises(InputError, match="channels 0 to 0"):
+    with pytest.raises(InputError, match="has 1 channel, number 0"):
         volume.read(channel=1)
     with pytest.raises(InputError, match="level 9"):
         volume.read(level=9)
