@@ -130,7 +130,7 @@ def test_a_cut_connection_stops_the_machine_from_both_ends(legacy, machines, pyt
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_command_line_stops_the_machine(machines, python, number):
     identity = new_machine(machines.ec2)
-    machines.env["WAIT"] = "5"
+    machines.env["WAIT"] = "60"
     command = [sys.executable, "-m", "cloudreg.scripts.run_colm_pipeline_ec2", "-instance_id", identity]
     command += ["-ssh_key_path", str(machines.keys["rsa"]), "-num_channels", "3", "-autofluorescence_channel", "0"]
     command += ["-input_s3_path", "s3://raw", "-output_s3_path", "s3://out", "--python", str(python)]
