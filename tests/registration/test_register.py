@@ -243,7 +243,7 @@ def test_two_masks_have_no_correlation_and_are_judged_by_what_matches(engine, tm
     shown = load_atlas(template=tmp_path / "template.ome.zarr")
     registration = register_volume(open_volume(str(tmp_path / "target.ome.zarr")), shown, SETTINGS, engine=engine)
     figures = registration.figures
-    assert figures["correlation"] is None or figures["correlation"] > 0.5
+    assert figures["correlation"] is None
     assert figures["matched_fraction"] > 0.9
     json.dumps(figures, allow_nan=False)
 

@@ -15,7 +15,7 @@ from cloudreg.registration.flow import integrate
 from cloudreg.registration.levels import Image, make_level
 from cloudreg.registration.smoothness import Motion, Smoothness
 from cloudreg.registration.solver import Fit, Problem, fit_intensities, fit_velocity
-from cloudreg.registration.stiffness import blocks, blocks_tell, certainty, correlations, crowding, shorter
+from cloudreg.registration.stiffness import blocks, blocks_tell, certainty, correlations, crowding, shorter, softened
 from cloudreg.settings import RegistrationSettings
 from cloudreg.space import Grid
 
@@ -213,7 +213,23 @@ def test_what_is_withheld_tells_noise_and_a_false_texture_from_tissue(texture, m
     target, truth = seen_through(displacement_field(3, 350.0, 4.5), texture)
     told = registered(target)
     assert told.softness == 1
-    assert median_error(told, truth) < (0.1 if texture == 0 else 0.5) * VOXEL_UM
+    assert median_error(told, truth) < (0.05 if texture == 0 else 0.35) * VOXEL_UM
+
+
+def test_a_softer_prior_gets_no_more_steps_than_the_one_there_is(noisy_problem):
+    problem, fit = noisy_problem
+    taken = {}
+
+    def fitted(trial, start, steps):
+        taken[trial.prior_weight] = taken.get(trial.prior_weight, 0) + steps
+        return start
+
+    # What moves nothing foretells nothing.
+    assert softened(problem, fit, fitted, VOXEL_UM) == (problem, fit)
+    first, weaker = taken.values()
+    assert list(taken) == [problem.prior_weight, problem.prior_weight / 5]
+    # Both go on from where what was withheld is forgotten.
+    assert first == 2 * weaker
 
 
 def test_blocks_tell_of_what_is_no_noise_and_short():
